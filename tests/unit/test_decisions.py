@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gridscore.errors import JobFileError, ModelMismatchError
 from gridscore.features import EventDecoder, FeaturePlan, LookupTable, offline_matrix
-from gridscore.features.decisions import Decider
+from gridscore.features.plan import Decider
 from gridscore.job import Job, parse_job
 from gridscore.models import check_fit, loaded_from
 from gridscore.scoring import results

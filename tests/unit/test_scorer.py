@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
-from gridscore.features import FeaturePlan, decisions, window_kernel, windows
+from gridscore.features import FeaturePlan, window_kernel, windows
+from gridscore.features.plan import Decider
 from gridscore.grid.wire import Page
 from gridscore.group.reader import Arrival, Cursor
 from gridscore.job import parse_job
@@ -171,14 +172,14 @@ async def test_decisions_by_conditions_and_one_that_cannot_be_made_harms_nobody(
         text, loaded = text + "classes: [x, y, z]\n", model("multi:softprob", num_class=3)
     job = parse_job(text, "test")
     values = [f'{{"x": {x}, "start": {start}}}' for x, start in ((0.5, 1), (0.2, 1), (0.7, 9), (0.5, 1e30), (0.6, 1))]
-    right = decisions.Decider.decide
+    right = Decider.decide
 
     def wrong(self, events, scores):
         if 0.7 in events.objects("x"):
             raise RuntimeError("oops")
         return right(self, events, scores)
 
-    monkeypatch.setattr(decisions.Decider, "decide", wrong)
+    monkeypatch.setattr(Decider, "decide", wrong)
     scored = await score(job, loaded, values)
 
     last = [] if classes else [(3, "predict")]

@@ -146,7 +146,7 @@ def _tables(
     job: Job | None, lookups: Path | None, events: Path | None, key: list[str] | None
 ) -> list[tuple[str, int, Iterable[tuple[Any, bytes]]]]:
     from gridscore.features import tables
-    from gridscore.features.lookup_history import newest
+    from gridscore.features.lookup_table import newest
 
     if lookups is None and events is None:
         raise UsageError(

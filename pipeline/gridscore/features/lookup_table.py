@@ -2,10 +2,16 @@
 
 Row 0 is what an event gets that has no entry: the lookup's defaults, else NaN or None. An entry that cannot be decoded
 is held by key at row 0 too, counted, and harms no other.
+
+Offline, a table may have a history: several entries of a key, each valid from a time on. The lookup map of a cluster
+holds the newest of them.
 """
 
 from __future__ import annotations
 
+import math
+import time
+from bisect import bisect_right
 from itertools import count, repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -25,7 +31,7 @@ if TYPE_CHECKING:
 
 _versions = count(1)
 _FIRST_CAPACITY = 1_024
-_NAN = float("nan")
+_NAN = math.nan
 
 
 class LookupTable:
@@ -183,3 +189,55 @@ def _converter(field: LookupField) -> Callable[[Any], Any]:
     missing = _NAN if default is None else float(default)
     number = number_of(field)
     return lambda value: missing if value is None else number(value)
+
+
+class LookupHistory(LookupTable):
+    """A table of entries by key and by the time from which each is valid.
+
+    Args:
+        lookup: What the job file says of it, with `valid_from`.
+    """
+
+    def __init__(self, lookup: Lookup) -> None:
+        super().__init__(lookup)
+        self._valid_from = str(lookup.valid_from)
+        self._moments: dict[Any, list[tuple[float, int]]] = {}
+        self._is_sorted = True
+
+    def put(self, key: Any, payload: bytes | str) -> None:
+        """Take an entry, beside others of the key; of two from the same time on, the one that is put last counts."""
+        number = len(self)
+        super().put((key, number), payload)
+        if row := self._index[key, number]:
+            moment = float(self.column(self._valid_from)[row])
+            self._moments.setdefault(key, []).append((moment, row))
+            self._is_sorted = False
+
+    def rows_at(self, keys: Sequence[Any], times: NDArray[np.float64]) -> NDArray[np.intp]:
+        """The row of each key at a time: that of the newest entry which is valid from then or before; 0 if none is."""
+        if not self._is_sorted:
+            for moments in self._moments.values():
+                moments.sort()
+            self._is_sorted = True
+        found = np.zeros(len(keys), np.intp)
+        for position, (key, moment) in enumerate(zip(keys, times.tolist(), strict=True)):
+            moments = self._moments.get(key, [])
+            if before := bisect_right(moments, (moment, math.inf)):
+                found[position] = moments[before - 1][1]
+        return found
+
+
+def newest(lookup: Lookup, entries: Iterable[tuple[Any, bytes]]) -> list[tuple[Any, bytes]]:
+    """Of the entries of a lookup with `valid_from`, those that are in force now: what its map should hold."""
+    name = str(lookup.valid_from)
+    kind = lookup.fields[name]
+    decode, number, now = struct_decoder("Moment", {name: kind}), number_of(kind), time.time()
+    found: dict[Any, tuple[float, bytes]] = {}
+    for key, row in entries:
+        try:
+            moment = number(getattr(decode(row), name))
+        except (ValueError, OverflowError):
+            moment = -math.inf  # whoever looks it up says what is wrong with it
+        if moment <= now and (key not in found or moment >= found[key][0]):
+            found[key] = moment, row
+    return [(key, row) for key, (_, row) in found.items()]

@@ -18,7 +18,6 @@ import numpy as np
 
 from gridscore.errors import ModelError, TableError
 from gridscore.features.baseline import baseline_of, sample
-from gridscore.features.decisions import Decider
 from gridscore.features.definitions import (
     ATTRIBUTE,
     TRAINING,
@@ -28,9 +27,8 @@ from gridscore.features.definitions import (
     definitions_of,
 )
 from gridscore.features.events import EventDecoder
-from gridscore.features.lookup_history import LookupHistory
-from gridscore.features.lookup_table import LookupTable
-from gridscore.features.plan import FeaturePlan
+from gridscore.features.lookup_table import LookupHistory, LookupTable
+from gridscore.features.plan import Decider, FeaturePlan
 from gridscore.features.program import Program, class_numbers
 from gridscore.features.windows import History, why_late
 

@@ -38,26 +38,6 @@ def check_texts(texts: Strings, most: int) -> Strings:
     return texts
 
 
-def _coalesce(a: Any, b: Any) -> Any:
-    return np.where(np.isfinite(a), a, b)
-
-
-def _isnull(value: Any) -> Any:
-    return ~np.isfinite(value)
-
-
-def _to_number(value: Any) -> Any:
-    return np.multiply(value, 1.0)
-
-
-def _truth(value: Any) -> Any:
-    return np.equal(value, 1.0)
-
-
-def _identity(value: Any) -> Any:
-    return value
-
-
 MAX_REPLACED = 65_536
 """Characters of a text that `replace` may make longer: what would be longer is missing."""
 MAX_TEXTS = 1 << 22
@@ -82,11 +62,11 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "greater": np.greater,
     "greater_equal": np.greater_equal,
     "where": np.where,
-    "coalesce": _coalesce,
-    "isnull": _isnull,
-    "to_number": _to_number,
-    "truth": _truth,
-    "epoch": _identity,
+    "coalesce": lambda a, b: np.where(np.isfinite(a), a, b),
+    "isnull": lambda value: ~np.isfinite(value),
+    "to_number": lambda value: np.multiply(value, 1.0),
+    "truth": lambda value: np.equal(value, 1.0),
+    "epoch": lambda value: value,
     "abs": np.abs,
     **{name: maths.function(name) for name in maths.NAMES if name != "pow"},
     "sqrt": np.sqrt,
@@ -128,8 +108,8 @@ def _searched(test: Callable[[str, str], bool]) -> Callable[[Any], Callable[[Str
     return with_text
 
 
-def _changed(change: Callable[[str], str]) -> Callable[[Any], Callable[[Strings], list[str | None]]]:
-    return lambda _: lambda column: [None if x is None else change(x) for x in column]
+def _each(change: Callable[[str], str]) -> Callable[[Strings], Strings]:
+    return lambda column: [None if x is None else change(x) for x in column]
 
 
 def _replaced(value: Any) -> Callable[[Strings], Strings]:
@@ -160,7 +140,7 @@ def _split(value: Any) -> Callable[[Strings], list[str | None]]:
     return split
 
 
-def _substring(value: Any) -> Callable[[Strings], list[str | None]]:
+def _substring(value: Any) -> Callable[[Strings], Strings]:
     begin, length = value
     return lambda column: [None if x is None else x[begin:][:length] for x in column]
 
@@ -261,37 +241,12 @@ def _concat(a: Strings, b: Strings) -> Strings:
     return check_texts([None if x is None or y is None else x + y for x, y in zip(a, b, strict=True)], MAX_TEXTS)
 
 
-def _string_where(condition: Any, a: Strings, b: Strings) -> list[str | None]:
-    return [x if c else y for c, x, y in zip(condition.tolist(), a, b, strict=True)]
-
-
-def _string_coalesce(a: Strings, b: Strings) -> list[str | None]:
-    return [y if x is None else x for x, y in zip(a, b, strict=True)]
-
-
-def _int_texts(column: Sequence[int | None]) -> list[str | None]:
-    return [None if value is None else str(value) for value in column]
-
-
-def _number_texts(column: Any) -> list[str | None]:
-    return list(map(number_text, column.tolist()))
-
-
-def _bool_texts(column: Any) -> list[str | None]:
-    texts = {1.0: "true", 0.0: "false"}
-    return list(map(texts.get, column.tolist()))
-
-
 def _always(operation: Any, _: Any) -> Any:
     return operation
 
 
-def _rounded(digits: Any) -> Callable[[Any], Any]:
-    return lambda column: np.round(column, digits)
-
-
 COLUMNAR: dict[str, Callable[[Any], Callable[..., Any]]] = {
-    "round": _rounded,
+    "round": lambda digits: lambda column: np.round(column, digits),
     "number_in": _number_in,
     "string_in": _string_in,
     "string_equal": lambda _: _compared(str.__eq__),
@@ -300,18 +255,20 @@ COLUMNAR: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "string_less_equal": lambda _: _compared(str.__le__),
     "string_greater": lambda _: _compared(str.__gt__),
     "string_greater_equal": lambda _: _compared(str.__ge__),
-    "string_where": lambda _: _string_where,
-    "string_coalesce": lambda _: _string_coalesce,
+    "string_where": lambda _: (
+        lambda condition, a, b: [x if c else y for c, x, y in zip(condition.tolist(), a, b, strict=True)]
+    ),
+    "string_coalesce": lambda _: lambda a, b: [y if x is None else x for x, y in zip(a, b, strict=True)],
     "string_isnull": lambda _: lambda column: _bools([x is None for x in column], len(column)),
-    "string_of_int": lambda _: _int_texts,
-    "string_of_number": lambda _: _number_texts,
-    "string_of_bool": lambda _: _bool_texts,
+    "string_of_int": lambda _: _each(str),
+    "string_of_number": lambda _: lambda column: list(map(number_text, column.tolist())),
+    "string_of_bool": lambda _: lambda column: list(map({1.0: "true", 0.0: "false"}.get, column.tolist())),
     "string_of_timestamp": lambda _: times.to_text(),
     "concat": lambda _: _concat,
     "len": lambda _: _length,
-    "lower": _changed(str.lower),
-    "upper": _changed(str.upper),
-    "strip": _changed(str.strip),
+    "lower": lambda _: _each(str.lower),
+    "upper": lambda _: _each(str.upper),
+    "strip": lambda _: _each(str.strip),
     "replace": _replaced,
     "split": _split,
     "substring": _substring,

@@ -13,7 +13,7 @@ import numpy as np
 
 from gridscore.errors import ModelMismatchError
 from gridscore.features import arrays
-from gridscore.features.lookup_history import LookupHistory
+from gridscore.features.lookup_table import LookupHistory
 from gridscore.features.operations import COLUMNAR, ELEMENTWISE, MAX_TEXTS, TextsTooLongError, check_texts
 from gridscore.job.check import compile_decisions, compile_features, compile_keys, compile_margin
 from gridscore.job.expressions import INTEGERS, Node, find

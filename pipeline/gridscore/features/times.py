@@ -90,91 +90,48 @@ def to_text() -> Callable[[Numbers], list[str | None]]:
     return text
 
 
-def hour(seconds: Numbers) -> Numbers:
-    """0 to 23."""
-    return _inside(seconds, np.floor(np.mod(seconds, _DAY) / 3600.0))
+def _of_day(part: Callable[[Numbers], Numbers]) -> Callable[[Numbers], Numbers]:
+    """A part of a time by its seconds."""
+    return lambda seconds: np.where((seconds >= FIRST) & (seconds < END), part(seconds), np.nan)
 
 
-def minute(seconds: Numbers) -> Numbers:
-    """0 to 59."""
-    return _inside(seconds, np.floor(np.mod(seconds, 3600.0) / 60.0))
+def _of_date(part: Callable[[Any], Any]) -> Callable[[Numbers], Numbers]:
+    """A part of a time by its date, which NumPy has as days, months and years."""
+
+    def found(seconds: Numbers) -> Numbers:
+        inside = (seconds >= FIRST) & (seconds < END)
+        days = np.floor(np.where(inside, seconds, 0.0) / _DAY).astype(np.int64).astype("M8[D]")
+        return np.where(inside, part(days), np.nan)
+
+    return found
 
 
-def second(seconds: Numbers) -> Numbers:
-    """0 to 59, without fraction."""
-    return _inside(seconds, np.floor(np.mod(seconds, 60.0)))
-
-
-def dayofweek(seconds: Numbers) -> Numbers:
-    """Monday is 0, Sunday 6."""
-    return _inside(seconds, np.mod(np.floor(seconds / _DAY) + 3.0, 7.0))
-
-
-def year(seconds: Numbers) -> Numbers:
-    """The year."""
-    return _of_date(seconds, lambda days: days.astype("M8[Y]").astype(np.int64) + 1970)
-
-
-def month(seconds: Numbers) -> Numbers:
-    """1 to 12."""
-    return _of_date(seconds, lambda days: days.astype("M8[M]").astype(np.int64) % 12 + 1)
-
-
-def day(seconds: Numbers) -> Numbers:
-    """1 to 31."""
-    return _of_date(seconds, lambda days: (days - days.astype("M8[M]")).astype(np.int64) + 1)
-
-
-def dayofyear(seconds: Numbers) -> Numbers:
-    """1 to 366."""
-    return _of_date(seconds, lambda days: _day_of_year(days) + 1)
-
-
-def week(seconds: Numbers) -> Numbers:
-    """1 to 53, of ISO 8601: that of the week's Thursday."""
-
-    def part(days: Any) -> Any:
-        to_thursday = 3 - (days.astype(np.int64) + 3) % 7
-        return _day_of_year(days + to_thursday.astype("m8[D]")) // 7 + 1
-
-    return _of_date(seconds, part)
-
-
-def quarter(seconds: Numbers) -> Numbers:
-    """1 to 4."""
-    return _of_date(seconds, lambda days: days.astype("M8[M]").astype(np.int64) % 12 // 3 + 1)
-
-
-def is_weekend(seconds: Numbers) -> NDArray[np.bool_]:
-    """Whether it is a Saturday or a Sunday; a missing time is neither."""
-    return dayofweek(seconds) >= 5.0
+def _month(days: Any) -> Any:
+    return days.astype("M8[M]").astype(np.int64) % 12
 
 
 def _day_of_year(days: Any) -> Any:
     return (days - days.astype("M8[Y]")).astype(np.int64)
 
 
-def _inside(seconds: Numbers, part: Numbers) -> Numbers:
-    return np.where((seconds >= FIRST) & (seconds < END), part, np.nan)
+def _thursday(days: Any) -> Any:
+    """That of the same week: ISO 8601 counts weeks by it."""
+    return days + (3 - (days.astype(np.int64) + 3) % 7).astype("m8[D]")
 
 
-def _of_date(seconds: Numbers, part: Callable[[Any], Any]) -> Numbers:
-    inside = (seconds >= FIRST) & (seconds < END)
-    days = np.floor(np.where(inside, seconds, 0.0) / _DAY).astype(np.int64).astype("M8[D]")
-    return np.where(inside, part(days), np.nan)
-
+_weekday = _of_day(lambda seconds: np.mod(np.floor(seconds / _DAY) + 3.0, 7.0))
 
 PARTS: dict[str, Callable[[Numbers], Any]] = {
-    "year": year,
-    "month": month,
-    "day": day,
-    "hour": hour,
-    "minute": minute,
-    "second": second,
-    "dayofweek": dayofweek,
-    "dayofyear": dayofyear,
-    "week": week,
-    "quarter": quarter,
-    "is_weekend": is_weekend,
+    "year": _of_date(lambda days: days.astype("M8[Y]").astype(np.int64) + 1970),
+    "month": _of_date(lambda days: _month(days) + 1),
+    "day": _of_date(lambda days: (days - days.astype("M8[M]")).astype(np.int64) + 1),
+    "hour": _of_day(lambda seconds: np.floor(np.mod(seconds, _DAY) / 3600.0)),
+    "minute": _of_day(lambda seconds: np.floor(np.mod(seconds, 3600.0) / 60.0)),
+    "second": _of_day(lambda seconds: np.floor(np.mod(seconds, 60.0))),
+    "dayofweek": _weekday,  # Monday is 0
+    "dayofyear": _of_date(lambda days: _day_of_year(days) + 1),
+    "week": _of_date(lambda days: _day_of_year(_thursday(days)) // 7 + 1),
+    "quarter": _of_date(lambda days: _month(days) // 3 + 1),
+    "is_weekend": lambda seconds: _weekday(seconds) >= 5.0,  # a missing time is not
 }
 """The parts of a time by the name of their function."""

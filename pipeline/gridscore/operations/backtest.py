@@ -18,7 +18,7 @@ import pandas as pd
 
 from gridscore.errors import TableError, UsageError
 from gridscore.features.cells import BOOLS
-from gridscore.features.lookup_history import LookupHistory
+from gridscore.features.lookup_table import LookupHistory
 from gridscore.features.tables import kinds_of, read_chunks, rows_as_json, take_columns
 from gridscore.features.windows import why_late
 from gridscore.group.reader import Cursor

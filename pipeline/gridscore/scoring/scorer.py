@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from gridscore.features import EventColumns, LookupTable
-    from gridscore.features.decisions import Decider
+    from gridscore.features.plan import Decider
     from gridscore.grid.copies import Fetcher
     from gridscore.grid.wire import Page
     from gridscore.group.reader import Arrival, Cursor
