@@ -80,10 +80,10 @@ def nearest(name: str, known: Collection[str]) -> str:
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")
 
 
-def did_you_mean(name: str, known: Collection[str]) -> str:
+def did_you_mean(name: str, known: Collection[str], *, as_sentence: bool = False) -> str:
     """What to add to a message about a name that is not known; empty if none is like it."""
     meant = nearest(name, known)
-    return f", did you mean `{meant}`?" if meant else ""
+    return f"{' Did' if as_sentence else ', did'} you mean `{meant}`?" if meant else ""
 
 
 def moment_text(moment: dt.datetime | None = None) -> str:

@@ -4,7 +4,7 @@
 for a job, `completed` gives a job without features its model's, and `LoadedModel` scores.
 """
 
-from gridscore.models.completion import completed, loaded_from, version_in
+from gridscore.models.candidate import completed, loaded_from, version_in
 from gridscore.models.fit import check_fit
 from gridscore.models.loaded import LoadedModel
 from gridscore.models.registry import Added, Model, Registry

@@ -1,4 +1,7 @@
-"""A model on its way into the registry: read from wherever it is, and passed by every check that needs no cluster."""
+"""A model on its way into the registry: read from wherever it is, and passed by every check that needs no cluster.
+
+And what may be known of it before: the features that a job without any has from it.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from gridscore.errors import ModelError, UsageError
 from gridscore.features import booster_of, parameters_of
 from gridscore.features.baseline import MAX_BYTES
 from gridscore.features.definitions import TRAINING, Training
+from gridscore.job.completion import complete
 from gridscore.job.types import FeatureName
 from gridscore.models.description import NAMES_HINT, describe_document
 from gridscore.models.document import SAVE_HINT, read_document
@@ -55,8 +59,8 @@ class Candidate:
         model: Any,
         name: str,
         *,
-        metrics: Mapping[str, float] | None,
-        categories: Mapping[str, Sequence[str]] | None,
+        metrics: Mapping[str, float] | None = None,
+        categories: Mapping[str, Sequence[str]] | None = None,
         jobs: Mapping[str, Job] | None = None,
         allow_changed: bool = False,
         source: str = "",
@@ -242,3 +246,39 @@ def _too_large(source: str, size: int) -> ModelError:
         f"{source} has {size:,} bytes; the limit is {MAX_SIZE:,} (1 GiB).",
         "Train fewer or shallower trees, or save it as UBJ, which is smaller than JSON.",
     )
+
+
+def completed(job: Job, version: ModelVersion) -> Job:
+    """The job with the version's features, each read from the event as it is, if it names none itself.
+
+    And with the version's labels as its `classes`, if it names neither.
+
+    Raises:
+        JobFileError: These features cannot be read from an event.
+    """
+    trained = {} if version.definitions is None else version.definitions.fields
+    made = complete(job, version.features, version.feature_types, version.categories, trained)
+    if not job.is_complete and version.labels and not job.classes:
+        return made.model_copy(update={"classes": version.labels})
+    return made
+
+
+def version_in(model: Any, name: str) -> ModelVersion:
+    """What the registry would know of a model that is not in it: as `loaded_from`."""
+    return loaded_from(model, name)[0]
+
+
+def loaded_from(model: Any, name: str) -> tuple[ModelVersion, LoadedModel]:
+    """The same and the model itself, loaded, of one that is not in the registry, with every check of a push.
+
+    Takes a while.
+
+    Args:
+        model: What `Registry.push` takes.
+        name: Of the model.
+
+    Raises:
+        ModelError: It is not a model that Gridscore can score with.
+    """
+    candidate = Candidate.check(model, name)
+    return candidate.version, candidate.model

@@ -147,7 +147,6 @@ def _scores(before: LoadedModel, after: LoadedModel, rows: Rows, of: str) -> Sco
         )
     if not (np.isfinite(old).all() and np.isfinite(new).all()):
         raise ModelError(f"A score of {before.version} or {after.version} is not a finite number: see `model check`.")
-    columns = list(zip(old.reshape(len(old), -1).T, new.reshape(len(new), -1).T, strict=True))
     difference = np.abs(new.astype(np.float64) - old)
     return Scores(
         rows=len(old),
@@ -157,7 +156,7 @@ def _scores(before: LoadedModel, after: LoadedModel, rows: Rows, of: str) -> Sco
         mean_after=float(new.mean(dtype=np.float64)),
         mean_difference=float(difference.mean()),
         largest_difference=float(difference.max()),
-        psi=max(psi(*each) for each in columns),
+        psi=psi(old, new),
         metrics=_metrics(getattr(rows, "labels", None), old, new),
     )
 

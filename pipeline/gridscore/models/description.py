@@ -7,7 +7,7 @@ XGBoost loads a tree whose child lies outside of it without complaint, and ends 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,8 +73,8 @@ class Description:
     best_iteration: int | None
     xgboost_version: str
     attributes: dict[str, str]
-    categories: dict[str, tuple[str, ...]]
-    highest_category: dict[int, int]
+    categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    highest_category: dict[int, int] = field(default_factory=dict)
     unreadable: tuple[int, ...] = ()
 
 
@@ -130,7 +130,6 @@ def _describe(document: dict[str, Any], size: int, source: str) -> Description:
     settings = model["gbtree_model_param"]
     _expect(_parameter(settings, "num_trees", 1, _HIGHEST) == len(trees), "its number of trees is wrong")
     parallel = _parameter(settings, "num_parallel_tree", 1, len(trees), "1")
-    objective = _objective(learner["objective"], classes)
     info = _integers(model["tree_info"], "tree_info")
     _expect(len(info) == len(trees), "its tree_info has not one number a tree")
     _expect(bool(((info >= 0) & (info < outputs)).all()), "its tree_info names an output that it does not have")
@@ -149,27 +148,11 @@ def _describe(document: dict[str, Any], size: int, source: str) -> Description:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"tree {number}: {what}") from None
 
-    features, types, attributes, best = _columns(learner, count)
+    rounds = _rounds(model, len(trees), outputs * parallel)
+    found = _described(learner, saved_by, (count, classes, outputs), name, trees=len(trees), rounds=rounds)
     whole = tuple(map(int, saved_by.split("."))) >= _WHOLE_TEXTS
-    categories, unreadable = _recorded_categories(model.get("cats"), features, count, whole=whole)
-    return Description(
-        features=features,
-        feature_types=types,
-        feature_count=count,
-        booster=name,
-        objective=objective,
-        # `multi:softmax` sums a score for each class and gives the number of the highest.
-        outputs=1 if objective == "multi:softmax" else outputs,
-        classes=classes,
-        trees=len(trees),
-        rounds=_rounds(model, len(trees), outputs * parallel),
-        best_iteration=best,
-        xgboost_version=saved_by,
-        attributes=attributes,
-        categories=categories,
-        highest_category=highest,
-        unreadable=unreadable,
-    )
+    categories, unreadable = _recorded_categories(model.get("cats"), found.features, count, whole=whole)
+    return replace(found, categories=categories, unreadable=unreadable, highest_category=highest)
 
 
 def _describe_linear(learner: dict[str, Any], model: dict[str, Any], saved_by: str) -> Description:
@@ -180,24 +163,32 @@ def _describe_linear(learner: dict[str, Any], model: dict[str, Any], saved_by: s
     _expect(bool(np.isfinite(weights).all()), "a weight is not a finite number")
     rounds = model.get("boosted_rounds", 1)
     _expect(type(rounds) is int and 0 <= rounds <= _HIGHEST, "its number of rounds is out of range")
+    found = _described(learner, saved_by, (count, classes, outputs), "gblinear", trees=0, rounds=max(1, rounds))
+    _expect("c" not in found.feature_types, "it is linear, and has categories")
+    return found
+
+
+def _described(
+    learner: dict[str, Any], saved_by: str, shape: tuple[int, int, int], booster: str, *, trees: int, rounds: int
+) -> Description:
+    """What all kinds of models say of themselves."""
+    count, classes, outputs = shape
     objective = _objective(learner["objective"], classes)
     features, types, attributes, best = _columns(learner, count)
-    _expect("c" not in types, "it is linear, and has categories")
     return Description(
         features=features,
         feature_types=types,
         feature_count=count,
-        booster="gblinear",
+        booster=booster,
         objective=objective,
+        # `multi:softmax` sums a score for each class and gives the number of the highest.
         outputs=1 if objective == "multi:softmax" else outputs,
         classes=classes,
-        trees=0,
-        rounds=max(1, rounds),
+        trees=trees,
+        rounds=rounds,
         best_iteration=best,
         xgboost_version=saved_by,
         attributes=attributes,
-        categories={},
-        highest_category={},
     )
 
 

@@ -16,7 +16,7 @@ from gridscore.job.expressions import INTEGERS, find
 from gridscore.job.types import Type
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from gridscore.job import Job
     from gridscore.job.expressions import Node
@@ -190,7 +190,7 @@ def _kind_mismatches(job: Job, version: ModelVersion) -> list[str]:
         problem = ""
         if category is None:
             if texts is not None:
-                problem = f"trained as a category ({_texts(texts)}), the job makes a number of it: {made}"
+                problem = f"trained as a category ({listed(texts)}), the job makes a number of it: {made}"
             elif types.get(name) == "c" and not (_is_code(node, nodes, job) or _is_made_alike(name, job, version)):
                 problem = f"trained as a category by codes, the job computes a number: {made}"
                 if version.definitions is None:
@@ -199,8 +199,8 @@ def _kind_mismatches(job: Job, version: ModelVersion) -> list[str]:
             what = "a category of which the model has only codes" if types.get(name) == "c" else "a number"
             problem = f"trained as {what}, the job makes a category of texts: {made}"
         elif (op := category.args[0].op) in _NUMBERS_AS_TEXT and texts and not any(map(_NUMBERS_AS_TEXT[op], texts)):
-            problem = f"trained as a category ({_texts(texts)}), the job's are numbers: {made}"
-            if any(map(_is_number, texts)):
+            problem = f"trained as a category ({listed(texts)}), the job's are numbers: {made}"
+            if not all(math.isnan(parse_number(text)) for text in texts):
                 problem += ", which writes one as `1`, not as `1.0` or `01`"
         if problem:
             lines.append(f"`{_short(name)}`: {problem}")
@@ -214,7 +214,7 @@ def _single_output_problem(job: Job, version: ModelVersion) -> str:
     outputs = version.outputs or 1
     labels = version.labels
     if job.classes and labels and job.classes != labels:
-        return f"  the job's `classes` are {_texts(job.classes)}, the model was trained with {_texts(labels)}"
+        return f"  the job's `classes` are {listed(job.classes)}, the model was trained with {listed(labels)}"
     if job.classes and version.objective == "multi:softmax":
         if version.classes != len(job.classes):
             return f"  the job names {len(job.classes)} `classes`, the model has {version.classes}"
@@ -265,23 +265,15 @@ def _is_made_alike(name: str, job: Job, version: ModelVersion) -> bool:
     return same_definition(version.definitions.features[name], definitions_of(job).features[name])
 
 
-def _is_number(text: str) -> bool:
-    return not math.isnan(parse_number(text))
-
-
-def _is_whole_text(text: str) -> bool:
-    return _WHOLE.fullmatch(text) is not None
-
-
-def _is_number_text(text: str) -> bool:
-    return number_text(parse_number(text)) == text
-
-
-_NUMBERS_AS_TEXT = {"string_of_int": _is_whole_text, "string_of_number": _is_number_text}
+_NUMBERS_AS_TEXT: dict[str, Callable[[str], bool]] = {
+    "string_of_int": lambda text: _WHOLE.fullmatch(text) is not None,
+    "string_of_number": lambda text: number_text(parse_number(text)) == text,
+}
 """Whether a text is one that the operation can make."""
 
 
-def _texts(texts: Sequence[str]) -> str:
+def listed(texts: Sequence[str]) -> str:
+    """The first of some texts, and how many there are if that is not all."""
     shown = ", ".join(map(_short, texts[:3]))
     return f"{shown}, … {len(texts):,} in all" if len(texts) > 3 else shown
 

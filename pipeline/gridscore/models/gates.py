@@ -91,8 +91,9 @@ def _metric(gate: MetricGate, model: LoadedModel, sample: Sample | str | None) -
         return False, f"cannot be judged: {sample}"
     if sample is None or sample.labels is None:
         return False, NO_SAMPLE
-    matrix, margins = sample.inputs(model.version)
-    (found,), _ = intervals([measure(gate.name, sample.labels, model.predict(matrix, margins))], len(sample))
+    (found,), _ = intervals(
+        [measure(gate.name, sample.labels, model.predict(*sample.inputs(model.version)))], len(sample)
+    )
     said = f"{gate.name} is {found} on {len(sample):,} rows"
     if gate.at_least is not None:
         passed, missed = found.low >= gate.at_least, f"its lower end is below {gate.at_least:g} by"
@@ -114,10 +115,8 @@ def _champion(
         return False, f"cannot be judged: {sample}"
     if sample is None or sample.labels is None:
         return False, NO_SAMPLE
-    measures = []
-    for each in (model, champion):
-        matrix, margins = sample.inputs(each.version)
-        measures.append(measure(gate.name, sample.labels, each.predict(matrix, margins)))
+    scores = (each.predict(*sample.inputs(each.version)) for each in (model, champion))
+    measures = [measure(gate.name, sample.labels, each) for each in scores]
     (ours, theirs), less = intervals(measures, len(sample))
     assert less is not None  # noqa: S101 -- there are two
     # How much worse, and at worst.
@@ -144,8 +143,7 @@ def _shift(most: float, model: LoadedModel, champion: LoadedModel | str | None, 
     ours, theirs = (each.predict(*events.inputs(each.version)) for each in (model, champion))
     if ours.shape != theirs.shape:
         return False, "cannot be judged: the two versions do not give as many scores an event"
-    columns = zip(theirs.reshape(len(theirs), -1).T, ours.reshape(len(ours), -1).T, strict=True)
-    found = max(psi(before, after) for before, after in columns)
+    found = psi(theirs, ours)
     said = f"the PSI of {len(ours):,} events is {found:,.4g} against version {champion.version.version}"
     return found <= most, said if found <= most else f"{said}, {found - most:,.4g} more than {most:g}"
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from gridscore.models.loaded import LoadedModel
 
+    Measure = Callable[[NDArray[np.float64] | None], float]
+    """A metric of rows that each count as often as the weights say; once, if these are None."""
+
 Name = Literal["auc", "accuracy", "log_loss", "brier", "rmse", "mae"]
 
 HIGHER_IS_BETTER = frozenset(("auc", "accuracy"))
@@ -24,9 +27,6 @@ HIGHER_IS_BETTER = frozenset(("auc", "accuracy"))
 _ROUNDS = 500
 _LATENCY_ROWS = 256
 _LATENCY_REPEATS = 9
-
-Measure = "Callable[[NDArray[np.float64] | None], float]"
-"""A metric of rows that each count as often as the weights say; once, if these are None."""
 
 
 class Interval(NamedTuple):
@@ -40,9 +40,7 @@ class Interval(NamedTuple):
         return f"{self.value:.4g} (95 %: {self.low:.4g} to {self.high:.4g})"
 
 
-def measure(
-    name: Name, labels: NDArray[np.float64], scores: NDArray[np.float32]
-) -> Callable[[NDArray[np.float64] | None], float]:
+def measure(name: Name, labels: NDArray[np.float64], scores: NDArray[np.float32]) -> Measure:
     """A metric of scores.
 
     Args:
@@ -63,9 +61,7 @@ def measure(
     return mean
 
 
-def intervals(
-    measures: Sequence[Callable[[NDArray[np.float64] | None], float]], rows: int
-) -> tuple[list[Interval], Interval | None]:
+def intervals(measures: Sequence[Measure], rows: int) -> tuple[list[Interval], Interval | None]:
     """Each metric with its interval, and, if there are two, how much less the first is than the second.
 
     The rows are drawn again 500 times, the same ones for all, so that what two models have in common does not count.
@@ -82,10 +78,12 @@ def intervals(
 
 
 def psi(reference: NDArray[np.float32], scores: NDArray[np.float32]) -> float:
-    """Population stability index, by tenths of the reference; scores beyond it count, too."""
-    edges = baseline.edges_of(reference)
-    before, after = (baseline.counts_in(edges, each) / len(each) for each in (reference, scores))
-    return baseline.psi(before, after)
+    """Population stability index, by tenths of the reference; scores beyond it count, too. Of outputs, the largest."""
+    found = []
+    for outputs in zip(*(each.reshape(len(each), -1).T for each in (reference, scores)), strict=True):
+        edges = baseline.edges_of(outputs[0])
+        found.append(baseline.psi(*(baseline.counts_in(edges, each) / len(each) for each in outputs)))
+    return max(found)
 
 
 def microseconds_a_row(model: LoadedModel) -> float:
@@ -108,7 +106,7 @@ def _interval(value: float, drawn: NDArray[np.float64]) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-def _auc(labels: NDArray[np.float64], scores: NDArray[np.float32]) -> Callable[[NDArray[np.float64] | None], float]:
+def _auc(labels: NDArray[np.float64], scores: NDArray[np.float32]) -> Measure:
     if scores.ndim != 1:
         raise ModelError("`auc` needs one score a row; the model gives several.", "Take `accuracy` or `log_loss`.")
     if set(np.unique(labels)) != {0.0, 1.0}:

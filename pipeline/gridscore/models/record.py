@@ -6,7 +6,6 @@ an alias at it. The functions here are pure: they take a record's value and retu
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -14,6 +13,7 @@ from msgspec import Meta
 
 from gridscore.errors import ModelError
 from gridscore.models.version import CHUNK, Positive, Sha256, Text
+from gridscore.texts import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -192,7 +192,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
         if alias not in self.aliases:
             known = ", ".join(f"{a} (v{v})" for a, v in sorted(self.aliases.items())) or "none"
             raise ModelError(
-                f"The model `{name}` has no alias `{alias}`.{did_you_mean(alias, sorted(self.aliases))}",
+                f"The model `{name}` has no alias `{alias}`.{did_you_mean(alias, self.aliases, as_sentence=True)}",
                 f"Its aliases: {known}. Point this one at a version: "
                 f"`gridscore model promote {name} --version N --alias {alias}`.",
             )
@@ -404,12 +404,6 @@ def _cleared_away(name: str) -> ModelError:
         f"Pushing the model `{name}` was without a sign of life for so long that another push cleared it away.",
         "Push it again.",
     )
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """A suggestion, with a space in front, if a known word is close; else nothing."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean `{close[0]}`?" if close else ""
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -17,6 +17,7 @@ import logging
 import socket
 import time
 import uuid
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -29,13 +30,14 @@ from gridscore.models.chunks import Chunks
 from gridscore.models.description import describe
 from gridscore.models.fit import check_jobs
 from gridscore.models.loaded import LoadedModel
-from gridscore.models.record import STALE_SECONDS, About, Entry, ModelRecord, Move, StoredSample, did_you_mean
+from gridscore.models.record import STALE_SECONDS, About, Entry, ModelRecord, Move, StoredSample
 from gridscore.models.sample import Sample
 from gridscore.models.signing import check_signature
 from gridscore.models.version import ModelVersion, check_name
+from gridscore.texts import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
     from gridscore.grid import Grid
     from gridscore.job import Job, ModelRef
@@ -190,10 +192,7 @@ class Registry:
             number = existing
             await self._change(name, noted)
             return Added(await self.resolve(name, version=existing), is_new=False)
-        await self._clear_away(name)
-        upload = uuid.uuid4().hex
-        try:
-            await self._write(name, upload, candidate.payload, progress)
+        async with self._upload(name, f"the model `{name}`", candidate.payload, progress) as upload:
             await self._metadata.create(f"{name}/{upload}", candidate.metadata())
 
             def commit(current: ModelRecord) -> ModelRecord:
@@ -207,47 +206,21 @@ class Registry:
                 return noted(committed.logged(current, self.entry("push", version=number, why=why)))
 
             await self._change(name, commit)
-        except BaseException as error:
-            await _finish(self._abandon(name, upload))
-            if isinstance(error, HazelcastError):
-                raise GridError(
-                    f"The cluster did not take the model `{name}`: {error}", "Nothing of it is visible; push it again."
-                ) from error
-            raise
         version = await self.resolve(name, version=number)
         is_new = (await self._record(name)).versions[number].upload == upload
         if not is_new:  # somebody pushed the very same model at the same time
             await self._abandon(name, upload)
         return Added(version, is_new)
 
-    async def check(
-        self,
-        model: Any,
-        name: str,
-        *,
-        metrics: Mapping[str, float] | None = None,
-        categories: Mapping[str, Sequence[str]] | None = None,
-        jobs: Mapping[str, Job] | None = None,
-        allow_changed: bool = False,
-        source: str = "",
-    ) -> Candidate:
-        """Read a model and make every check of a push that needs no cluster; takes what `add` takes.
+    async def check(self, model: Any, name: str, **options: Any) -> Candidate:
+        """Read a model and make every check of a push that needs no cluster; takes what `Candidate.check` takes.
 
         Raises:
             ModelError: It is not a model that Gridscore can score with, or not for the features of the jobs.
             UsageError: A name or a metric is not valid.
         """
         check_name(name)
-        return await asyncio.to_thread(
-            Candidate.check,
-            model,
-            name,
-            metrics=metrics,
-            categories=categories,
-            jobs=jobs,
-            allow_changed=allow_changed,
-            source=source,
-        )
+        return await asyncio.to_thread(Candidate.check, model, name, **options)
 
     async def find(self, name: str, candidate: Candidate) -> int | None:
         """The version that is the very same model; None if it is not in the registry."""
@@ -363,17 +336,6 @@ class Registry:
         """
         check_name(name)
         payload = await asyncio.to_thread(sample.pack)
-        await self._clear_away(name)
-        upload = uuid.uuid4().hex
-        stored = StoredSample(
-            name=name,
-            upload=upload,
-            sha256=hashlib.sha256(payload).hexdigest(),
-            size=len(payload),
-            rows=len(sample),
-            label=label,
-            at=now(),
-        )
         replaced: StoredSample | None = None
 
         def commit(current: ModelRecord) -> ModelRecord:
@@ -381,14 +343,17 @@ class Registry:
             replaced = current.sample
             return current.with_sample(name, stored).logged(current, self.entry("sample"))
 
-        try:
-            await self._write(name, upload, payload)
+        async with self._upload(name, f"the sample of `{name}`", payload) as upload:
+            stored = StoredSample(
+                name=name,
+                upload=upload,
+                sha256=hashlib.sha256(payload).hexdigest(),
+                size=len(payload),
+                rows=len(sample),
+                label=label,
+                at=now(),
+            )
             await self._change(name, commit)
-        except BaseException as error:
-            await _finish(self._abandon(name, upload))
-            if isinstance(error, HazelcastError):
-                raise GridError(f"The cluster did not take the sample of `{name}`: {error}", "Try again.") from error
-            raise
         if replaced is not None:
             await self._remove(name, replaced.upload)
         return stored
@@ -517,9 +482,29 @@ class Registry:
         """
         return await self._records.watch(callback)
 
-    async def _write(
-        self, name: str, upload: str, payload: bytes, progress: Callable[[int, int], None] | None = None
-    ) -> None:
+    @asynccontextmanager
+    async def _upload(
+        self, name: str, what: str, payload: bytes, progress: Callable[[int, int], None] | None = None
+    ) -> AsyncIterator[str]:
+        """Write the chunks of an upload, for the context to make it visible; take it back if that fails.
+
+        Raises:
+            GridError: The cluster did not take it.
+        """
+        await self._clear_away(name)
+        upload = uuid.uuid4().hex
+        try:
+            await self._write(name, upload, payload, progress)
+            yield upload
+        except BaseException as error:
+            await _finish(self._abandon(name, upload))
+            if isinstance(error, HazelcastError):
+                raise GridError(
+                    f"The cluster did not take {what}: {error}", "Nothing of it is visible; push it again."
+                ) from error
+            raise
+
+    async def _write(self, name: str, upload: str, payload: bytes, progress: Callable[[int, int], None] | None) -> None:
         """Write the chunks of an upload, which the record knows of from its beginning."""
         renewed = time.monotonic()
         await self._change(name, lambda current: current.begun(upload, time.time()))
@@ -574,11 +559,7 @@ class Registry:
 
     async def _abandon(self, name: str, upload: str) -> None:
         """Take an upload back, unless it has become a version after all."""
-
-        def forget(current: ModelRecord) -> ModelRecord:
-            return current.without({upload})
-
-        record = await self._change(name, forget)
+        record = await self._change(name, lambda current: current.without({upload}))
         # From here on it cannot become one: the record that a commit in flight would replace is gone.
         if upload not in record.used:
             await self._remove(name, upload)
@@ -624,7 +605,7 @@ class Registry:
             return record  # pushed between the two looks
         listed = ", ".join(sorted(names)[:20]) or "none yet"
         raise ModelError(
-            f"There is no model `{name}`.{did_you_mean(name, names)}",
+            f"There is no model `{name}`.{did_you_mean(name, names, as_sentence=True)}",
             f"Models of this cluster: {listed}. `gridscore model push FILE --name {name}` pushes one.",
         )
 

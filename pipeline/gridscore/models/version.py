@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -12,7 +11,8 @@ from msgspec import Meta
 from gridscore.errors import ModelError, UsageError
 from gridscore.features.definitions import ATTRIBUTE, Attribute, Definitions, Training
 from gridscore.models.description import MAX_FEATURES, NAMES_HINT
-from gridscore.models.fit import difference
+from gridscore.models.fit import difference, listed
+from gridscore.texts import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -193,7 +193,7 @@ def signature(description: Description, categories: Mapping[str, Sequence[str]] 
             if name not in (categories or {}) and recorded.get(name, texts) != texts:
                 raise ModelError(
                     f"{source} was trained with other categories of `{name}` than those attached to it: trained "
-                    f"with {_shown(recorded[name])}; attached {_shown(texts)}.",
+                    f"with {listed(recorded[name])}; attached {listed(texts)}.",
                     "Attach the matrix that it was trained on, or say which are right: "
                     "`gridscore model push --categories FILE`.",
                 )
@@ -217,9 +217,8 @@ def _check_categories(
 ) -> None:
     for name, values in categories.items():
         if name not in names:
-            raise ModelError(
-                f"There are categories for `{name}`, which is not a feature of {source}.{_close(name, names)}"
-            )
+            meant = did_you_mean(name, names, as_sentence=True)
+            raise ModelError(f"There are categories for `{name}`, which is not a feature of {source}.{meant}")
         if not all(isinstance(value, str) for value in values):
             raise ModelError(f"The categories of `{name}` are not a list of texts, in the order of their codes.")
         if len(set(values)) != len(values) or len(values) > MAX_CATEGORIES:
@@ -239,13 +238,3 @@ def _check_categories(
                 "Name them: `OfflineMatrix.attach(booster)` before the model is saved, or "
                 "`gridscore model push --categories FILE`.",
             )
-
-
-def _shown(texts: Sequence[str]) -> str:
-    shown = ", ".join(text[:40] for text in texts[:5])
-    return f"{shown}, … {len(texts):,} in all" if len(texts) > 5 else shown
-
-
-def _close(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean `{close[0]}`?" if close else ""
