@@ -11,6 +11,7 @@ from world import _data, _text
 from gridscore.dead_letters.letters import list_letters
 from gridscore.errors import JobError
 from gridscore.features import FeaturePlan
+from gridscore.features.windows import Inputs
 from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.group.reader import Cursor
 from gridscore.job import parse_job
@@ -396,18 +397,12 @@ def test_a_state_that_cannot_be_read_is_said_to_whoever_asks_for_it(world):
 def test_a_large_batch_is_added_in_parts_between_which_others_have_their_turn(world, monkeypatch):
     monkeypatch.setattr(window_states, "CALLS_AT_ONCE", 6)
     turns = []
-    add = WindowStates._apply
-
-    def noted(self, events, *rest):
-        turns.append((len(events), world.time.now))
-        return add(self, events, *rest)
-
-    monkeypatch.setattr(WindowStates, "_apply", noted)
+    monkeypatch.setattr(window_states, "Inputs", lambda keys, columns: turns.append(len(keys)) or Inputs(keys, columns))
     world.start()
     world.pay_at_once(60)
     world.settled()
-    assert max(count for count, _ in turns) == 3
-    assert sum(count for count, _ in turns) == 60
+    assert max(turns) == 3
+    assert sum(turns) == 60
 
 
 def test_a_batch_has_fewer_events_where_their_states_are_large(world, monkeypatch):
@@ -425,8 +420,7 @@ def test_a_batch_has_fewer_events_where_their_states_are_large(world, monkeypatc
 
     monkeypatch.setattr(window_states, "values_of", noted)
     sizes = []
-    add = WindowStates._apply
-    monkeypatch.setattr(WindowStates, "_apply", lambda self, e, *rest: sizes.append(len(e)) or add(self, e, *rest))
+    monkeypatch.setattr(window_states, "Inputs", lambda keys, columns: sizes.append(len(keys)) or Inputs(keys, columns))
     world.start()
     world.pay_at_once(60)
     world.settled()

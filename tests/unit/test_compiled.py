@@ -161,8 +161,8 @@ def test_results_are_written_alike(rows, sequence, plain, tried):
     made_by = results.MadeBy(versions, np.arange(len(rows)) % 2) if tried else results.MadeBy(versions[:1])
     named = {"decision": (encoder._decisions, steps)}
     served = {} if plain else {"a b": [row[4] for row in rows], 'b"': scores.tolist()}
-    arguments = (scores, named, sequences, [5] * len(rows), made_by, 1_700_000_000_000, included, served)
-    assert encoder._zip(*arguments) == encoder._encode_each(*arguments)
+    columns = (scores, named, sequences, [5] * len(rows), made_by, 1_700_000_000_000, included, served)
+    assert encoder._zip(columns) == encoder._encode_each(columns)
 
 
 @given(st.integers(1, 5), st.integers(1, 4))
@@ -171,8 +171,8 @@ def test_results_of_several_outputs_are_written_alike(rows, outputs):
     encoder = results.ResultEncoder(parse_job(described, "twins.yaml"), 12)
     scores = np.linspace(0, 1, rows * outputs, dtype=np.float32).reshape(rows, outputs)
     made_by = results.MadeBy([SimpleNamespace(version=1, name="m")])
-    arguments = (scores, {}, list(range(rows)), [1] * rows, made_by, 5, [], {})
-    assert encoder._zip(*arguments) == encoder._encode_each(*arguments)
+    columns = (scores, {}, list(range(rows)), [1] * rows, made_by, 5, [], {})
+    assert encoder._zip(columns) == encoder._encode_each(columns)
 
 
 @pytest.mark.parametrize(

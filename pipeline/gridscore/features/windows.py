@@ -265,14 +265,19 @@ class Windows:
             ValueError: A state is not one of these windows.
         """
         times = self.times(events)
+        parts = [
+            self.add(number, one, times, known, sequences)
+            for number, (one, known) in enumerate(zip(inputs, states, strict=True))
+        ]
+        return self.seen(events, [found for found, _ in parts]), [after for _, after in parts]
+
+    def seen(self, events: EventColumns, found: Sequence[NDArray[np.float64]]) -> EventColumns:
+        """The events with what each found in its windows: of each, a row a call."""
         outputs: list[Any] = [None] * self.calls
-        after: list[dict[Any, bytes]] = []
-        for number, (layout, one, known) in enumerate(zip(self.layouts, inputs, states, strict=True)):
-            out, changed = self.add(number, one, times, known, sequences)
-            after.append(changed)
+        for layout, out in zip(self.layouts, found, strict=True):
             for output, values in zip(layout.outputs, out, strict=True):
                 outputs[output] = values
-        return events.with_windows(outputs), after
+        return events.with_windows(outputs)
 
     def times(self, events: EventColumns) -> NDArray[np.float64]:
         """When events happened."""

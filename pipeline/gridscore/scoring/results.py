@@ -42,6 +42,19 @@ class MadeBy(NamedTuple):
     variants: NDArray[np.int64] | None = None
 
 
+class _Columns(NamedTuple):
+    """What the results of a batch are made of: a value a result, of `served` features also by name."""
+
+    scores: NDArray[np.float32]
+    named: Mapping[str, _Named]
+    sequences: list[int]
+    epochs: list[int]
+    made_by: MadeBy
+    now: int
+    included: list[list[Any]]
+    served: Mapping[str, list[float]]
+
+
 class ResultEncoder:
     """Encodes results of one job.
 
@@ -107,7 +120,7 @@ class ResultEncoder:
         encode = self._zip if _fast else self._encode_each
         made_by = version if isinstance(version, MadeBy) else MadeBy((version,))
         named = self.named(scores, decisions) if named is None else named
-        return encode(scores, named, sequences, epochs, made_by, now, included, served)
+        return encode(_Columns(scores, named, sequences, epochs, made_by, now, included, served))
 
     def named(self, scores: NDArray[np.float32], decisions: NDArray[np.intp] | None = None) -> dict[str, _Named]:
         """The label and the decision, if results have any: texts, and which of them each event gets.
@@ -135,17 +148,8 @@ class ResultEncoder:
         before, after = self._fields
         return msgspec.defstruct("Result", [*before, "variant", *after], gc=False)
 
-    def _encode_each(
-        self,
-        scores: NDArray[np.float32],
-        named: Mapping[str, _Named],
-        sequences: list[int],
-        epochs: list[int],
-        made_by: MadeBy,
-        now: int,
-        included: list[list[Any]],
-        served: Mapping[str, list[float]],
-    ) -> list[bytes]:
+    def _encode_each(self, of: _Columns) -> list[bytes]:
+        scores, named, sequences, epochs, made_by, now, included, served = of
         columns: list[Iterable[Any]] = [scores.tolist()]
         columns += [map(texts.__getitem__, numbers.tolist()) for texts, numbers in named.values()]
         columns += [sequences, epochs]
@@ -163,18 +167,9 @@ class ResultEncoder:
         # A pass for each field is faster than a tuple for each event.
         return list(map(self._encode, map(kind, *columns)))
 
-    def _zip(
-        self,
-        scores: NDArray[np.float32],
-        named: Mapping[str, _Named],
-        sequences: list[int],
-        epochs: list[int],
-        made_by: MadeBy,
-        now: int,
-        included: list[list[Any]],
-        served: Mapping[str, list[float]],
-    ) -> list[bytes]:
+    def _zip(self, of: _Columns) -> list[bytes]:
         """The same, by the compiled loop: encodes each column as one JSON array, and cuts it."""
+        scores, named, sequences, epochs, made_by, now, included, served = of
         encode = self._encode
         columns: list[Any] = [encode(scores.tolist())]
         literals = [b'{"score":']

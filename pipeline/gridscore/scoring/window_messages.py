@@ -102,19 +102,17 @@ def mark_of(key: bytes, value: bytes) -> int:
 
 
 class Request(msgspec.Struct, array_like=True, frozen=True):
-    """Events that ask a window, as the map has them.
+    """Events that ask a window, as the map has them: columns as `_KINDS` says, but for the keys.
 
     Attributes:
         windows: See `tag_of`.
         window: Number of the window.
         again: Whether an answer is overdue.
-        partitions: Of each event, int32.
-        origins: The first epoch of its partition's journal as it is, uint32.
-        numbers: See `number_of`, int64.
-        marks: See `mark_of`, uint32.
-        times: float64.
-        columns: What the window holds, float64, an event after the other a column.
-        lengths: Of each key, int32.
+        origins: The first epoch of each event's partition's journal as it is.
+        numbers: See `number_of`.
+        marks: See `mark_of`.
+        columns: What the window holds, an event after the other a column.
+        lengths: Of each key.
         keys: Of the state of its entity, serialized.
     """
 
@@ -129,6 +127,17 @@ class Request(msgspec.Struct, array_like=True, frozen=True):
     columns: bytes
     lengths: bytes
     keys: bytes
+
+
+_KINDS: dict[str, Any] = {
+    "partitions": np.int32,
+    "origins": np.uint32,
+    "numbers": np.int64,
+    "marks": np.uint32,
+    "times": np.float64,
+    "columns": np.float64,
+    "lengths": np.int32,
+}
 
 
 class Answer(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -168,21 +177,8 @@ answer_of = msgspec.json.Decoder(Answer).decode
 def request_text(windows: str, asked: Asked) -> bytes:
     """A request as the map has it."""
     lengths = np.fromiter(map(len, asked.keys), np.int32, len(asked.keys))
-    return encode(
-        Request(
-            windows,
-            asked.window,
-            asked.again,
-            asked.partitions.tobytes(),
-            asked.origins.tobytes(),
-            asked.numbers.tobytes(),
-            asked.marks.tobytes(),
-            asked.times.tobytes(),
-            asked.columns.tobytes(),
-            lengths.tobytes(),
-            b"".join(asked.keys),
-        )
-    )
+    parts = [each.tobytes() for each in (*asked[2:-1], lengths)] + [b"".join(asked.keys)]
+    return encode(Request(windows, asked.window, asked.again, *parts))
 
 
 def read_request(text: bytes, tag: str, windows: Windows, partition: int, partition_count: int) -> Asked | None:
@@ -196,23 +192,12 @@ def read_request(text: bytes, tag: str, windows: Windows, partition: int, partit
         return None
     if not 0 <= found.window < len(windows.layouts):
         raise ValueError("there is no such window")
-    numbers = np.frombuffer(found.numbers, np.int64)
-    count = len(numbers)
-    columns = np.frombuffer(found.columns, np.float64)
-    lengths = np.frombuffer(found.lengths, np.int32)
-    partitions = np.frombuffer(found.partitions, np.int32)
-    asked = Asked(
-        found.window,
-        found.again,
-        partitions,
-        np.frombuffer(found.origins, np.uint32),
-        numbers,
-        np.frombuffer(found.marks, np.uint32),
-        np.frombuffer(found.times, np.float64),
-        columns.reshape(len(windows.layouts[found.window].columns), count),
-        _cut(found.keys, lengths.tolist()),
-    )
-    if {len(each) for each in (partitions, asked.origins, asked.marks, asked.times, asked.keys)} != {count}:
+    read: list[Any] = [np.frombuffer(getattr(found, name), kind) for name, kind in _KINDS.items()]
+    *plain, columns, lengths = read
+    partitions, count = plain[0], len(plain[0])
+    columns = columns.reshape(len(windows.layouts[found.window].columns), count)
+    asked = Asked._make([found.window, found.again, *plain, columns, _cut(found.keys, lengths.tolist())])
+    if {len(each) for each in (*plain, asked.keys)} != {count}:
         raise ValueError("its columns are not equally long")
     if count and (partitions.min() < 0 or partitions.max() >= partition_count):
         raise ValueError("there is no such partition")

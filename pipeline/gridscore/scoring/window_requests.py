@@ -20,7 +20,7 @@ import asyncio
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from hazelcast.errors import HazelcastError, OperationTimeoutError
@@ -217,11 +217,7 @@ class WindowRequests:
             self._batch = None
         for window, row, first in batch.same:
             found[window][:, row] = found[window][:, first]
-        seen: list[Any] = [None] * windows.calls
-        for layout, columns in zip(windows.layouts, found, strict=True):
-            for output, column in zip(layout.outputs, columns, strict=True):
-                seen[output] = column
-        return events.with_windows(seen)
+        return windows.seen(events, found)
 
     # ------------------------------------------------------------------ before the first request
 

@@ -324,27 +324,18 @@ class WindowStates:
 
         Many are added in parts, between which others have their turn: a lease must be renewed.
         """
-        (inputs,) = self.windows.inputs(events)
-        calls = self.windows.layouts[0].calls
-        step = max(1, CALLS_AT_ONCE // len(calls))
-        known, after, parts = dict(states), dict[bytes, bytes](), []
-        for begin in range(0, len(events), step):
-            if begin:
-                await asyncio.sleep(0)
-            rows = slice(begin, begin + step)
-            part = Inputs(keys[rows], np.ascontiguousarray(inputs.columns[:, rows]))
-            found, new = self._apply(events[rows] if len(events) > step else events, part, known, sequences[rows])
-            parts.append(found)
-            known |= new
-            after |= new
-        self._learn(after)
-        if len(parts) == 1:
-            return parts[0], after
-        outputs = [np.concatenate([part.window(number) for part in parts]) for number in range(len(calls))]
-        return events.with_windows(outputs), after
+        (inputs,) = self.windows.inputs(events)  # there is one window whose key is the events'
+        times = self.windows.times(events)
+        found, after = await self.add(0, inputs._replace(keys=keys), times, states, sequences)
+        return self.windows.seen(events, [found]), after
 
     async def add(
-        self, number: int, inputs: Inputs, times: NDArray[np.float64], states: Mapping[bytes, bytes]
+        self,
+        number: int,
+        inputs: Inputs,
+        times: NDArray[np.float64],
+        states: Mapping[bytes, bytes],
+        sequences: Sequence[int] | None = None,
     ) -> tuple[NDArray[np.float64], dict[bytes, bytes]]:
         """What events see in one window, and the states afterwards; see `Windows.add`. In parts, as `apply`."""
         step = max(1, CALLS_AT_ONCE // len(self.windows.layouts[number].calls))
@@ -354,26 +345,17 @@ class WindowStates:
                 await asyncio.sleep(0)
             rows = slice(begin, begin + step)
             part = Inputs(inputs.keys[rows], np.ascontiguousarray(inputs.columns[:, rows]))
+            numbers = None if sequences is None else sequences[rows]
             try:
-                found, new = self.windows.add(number, part, times[rows], known)
+                found, new = self.windows.add(number, part, times[rows], known, numbers)
             except ValueError:
                 known |= {key: self._checked(number, known[key]) for key in set(part.keys) if key in known}
-                found, new = self.windows.add(number, part, times[rows], known)
+                found, new = self.windows.add(number, part, times[rows], known, numbers)
             parts.append(found)
             known |= new
             after |= new
         self._learn(after)
         return np.concatenate(parts, axis=1), after
-
-    def _apply(
-        self, events: EventColumns, inputs: Inputs, states: Mapping[bytes, bytes], sequences: list[int]
-    ) -> tuple[EventColumns, dict[bytes, bytes]]:
-        try:
-            found, (after,) = self.windows.apply(events, [inputs], [states], sequences)
-        except ValueError:
-            states = {key: self._checked(0, state) for key, state in states.items()}
-            found, (after,) = self.windows.apply(events, [inputs], [states], sequences)
-        return found, after
 
     def _checked(self, number: int, state: bytes) -> bytes:
         try:
