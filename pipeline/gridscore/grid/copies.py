@@ -20,6 +20,7 @@ from gridscore.errors import GridError, LookupTooLargeError
 from gridscore.grid import transport, wire
 from gridscore.grid.cutting import JSON, STRING
 from gridscore.grid.entries import walk
+from gridscore.grid.watches import wait_for
 from gridscore.grid.writer import partition_of
 
 if TYPE_CHECKING:
@@ -158,11 +159,7 @@ class LiveCopy:
 
     async def _follow(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(self._verify_seconds):
-                    await self._doubt.wait()
-            except TimeoutError:
-                pass
+            await wait_for(self._doubt, self._verify_seconds)
             try:
                 await self._check()
             except Exception as error:  # noqa: BLE001 -- a copy that is no longer checked would grow stale unseen

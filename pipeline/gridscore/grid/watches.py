@@ -20,6 +20,16 @@ READ_ANYWAY_SECONDS = 60.0
 """How often a watched map is read though no change was heard of: listeners may miss some."""
 
 
+async def wait_for(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, but no longer than so many seconds; whether it has come."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
 @dataclass(slots=True, eq=False)
 class _Watch:
     callbacks: list[Callable[[], None]] = field(default_factory=list)

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError, GridscoreError
+from gridscore.grid.watches import wait_for
 from gridscore.group.leases import Leases, Progress
 from gridscore.group.members import bits_of, quota
 from gridscore.group.offsets import Offsets
@@ -189,11 +190,7 @@ class Group:
             # A worker with too few partitions looks often, but not for ever: others may have good reasons.
             often = hungry and self._grid.clock() - self._who_since < _HUNGRY_SECONDS
             often = often or any(not self._members.is_fresh(owner) for owner in self.leases.others())
-            try:
-                async with asyncio.timeout(_HUNGRY_TURN_SECONDS if often else _TURN_SECONDS):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+            await wait_for(self._wake, _HUNGRY_TURN_SECONDS if often else _TURN_SECONDS)
 
     async def _turn(self) -> bool:
         """Look, and take or give back partitions; whether some are still missing."""
@@ -603,10 +600,7 @@ class Group:
         try:
             while True:
                 pause = _CHECK_ROUND_SECONDS / max(len(self.held), 1)
-                try:
-                    async with asyncio.timeout(self._members.turn(min(pause, _MAX_CHECK_SECONDS))):
-                        await self._doubt.wait()
-                except TimeoutError:
+                if not await wait_for(self._doubt, self._members.turn(min(pause, _MAX_CHECK_SECONDS))):
                     waiting = waiting or deque(self.held)
                     if waiting:
                         await self._check_one(waiting.popleft())

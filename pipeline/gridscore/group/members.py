@@ -28,6 +28,7 @@ from hazelcast.errors import HazelcastError, OperationTimeoutError
 
 from gridscore.errors import BadRecordError, GridscoreError
 from gridscore.grid.records import Count, Record, Records, record_text
+from gridscore.grid.watches import wait_for
 from gridscore.group.leases import LEASE_SECONDS
 from gridscore.group.sessions import Sessions
 from gridscore.health_file import touch_health_file
@@ -353,12 +354,8 @@ class Membership:
                 await work()
             except (HazelcastError, GridscoreError) as error:
                 _log.warning("The other processes could not be seen: %s", error, extra={"action": "retry"})
-            try:
-                async with asyncio.timeout(seconds):
-                    await now.wait()
+            if await wait_for(now, seconds):
                 await asyncio.sleep(_LOOK_PAUSE_SECONDS)  # changes come in bursts
-            except TimeoutError:
-                pass
 
     async def _look(self) -> None:
         try:

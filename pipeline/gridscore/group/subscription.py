@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from gridscore.grid.wire import Page
@@ -86,28 +86,28 @@ class GroupStats:
         return (last - then) / (until - since) if until > since else 0.0
 
 
-class Subscriber(Protocol):
-    """How a job or sink deals with partitions that were taken over, restarted, or are in doubt."""
+class Subscriber:
+    """How a job or sink deals with partitions that were taken over, restarted, or are in doubt. This one reads all."""
 
-    async def offset_at(self, partition: int, oldest: int, newest: int) -> int:
+    async def offset_at(self, partition: int, oldest: int, newest: int) -> int:  # noqa: ARG002
         """The offset at which a restart begins with a partition whose journal has these bounds."""
-        ...
+        return oldest
 
-    async def take_over(self, lease: Lease, offset: int) -> int:
+    async def take_over(self, lease: Lease, offset: int) -> int:  # noqa: ARG002
         """A partition is about to be read from an offset; returns the same, or another to read from instead.
 
         This may take time: the lease is renewed meanwhile, and checked afterwards. After a `HazelcastError`, the
         partition is dropped, and taken again.
         """
-        ...
+        return offset
 
     def dropped(self, partition: int) -> None:
         """A partition is no longer held; it may never have been read."""
 
-    async def look_over(self, partition: int, page: Page, origin: int) -> Page:
+    async def look_over(self, partition: int, page: Page, origin: int) -> Page:  # noqa: ARG002
         """The part of a page in doubt that no previous owner has done. After a `HazelcastError`, it is read again.
 
         Args:
             origin: First epoch of the present journal.
         """
-        ...
+        return page

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from gridscore.errors import ConflictError, GridscoreError
 from gridscore.grid.records import Records
-from gridscore.grid.watches import READ_ANYWAY_SECONDS
+from gridscore.grid.watches import READ_ANYWAY_SECONDS, wait_for
 from gridscore.group.members import PUBLISH_SECONDS, registered
 from gridscore.models import Registry
 from gridscore.models.candidate import now
@@ -90,11 +90,7 @@ class LiveExperiment:
     async def follow(self) -> None:
         """Follow the record until cancelled."""
         while True:
-            try:
-                async with asyncio.timeout(PUBLISH_SECONDS if self.trial or self._told else READ_ANYWAY_SECONDS):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
+            await wait_for(self._changed, PUBLISH_SECONDS if self.trial or self._told else READ_ANYWAY_SECONDS)
             await self._look()
 
     async def _look(self) -> None:

@@ -18,7 +18,7 @@ from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridscoreError, ModelError
 from gridscore.features import FeaturePlan
-from gridscore.grid.watches import READ_ANYWAY_SECONDS
+from gridscore.grid.watches import READ_ANYWAY_SECONDS, wait_for
 from gridscore.job import Jobs
 from gridscore.models import LoadedModel, Registry, check_fit
 from gridscore.models.fit import fit_warnings
@@ -97,10 +97,7 @@ class LiveModel:
                         extra={"action": "model_missing"},
                     )
                 told = str(error)
-            try:
-                async with asyncio.timeout(pause):
-                    await self._changed.wait()
-            except TimeoutError:
+            if not await wait_for(self._changed, pause):
                 pause = min(2 * pause, _RETRY_SECONDS)  # it costs much to load a large model again and again
         version = self.active.model.version
         self._stats.version, self._stats.model_error = version.version, ""
@@ -117,12 +114,8 @@ class LiveModel:
         """Exchange the model whenever another version is meant, until cancelled."""
         told = ""
         while True:
-            try:
-                soon = told or self._stats.model_error or self._release is not None
-                async with asyncio.timeout(POLL_SECONDS if soon else READ_ANYWAY_SECONDS):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
+            soon = told or self._stats.model_error or self._release is not None
+            await wait_for(self._changed, POLL_SECONDS if soon else READ_ANYWAY_SECONDS)
             self._changed.clear()
             try:
                 await self._exchange()

@@ -35,7 +35,7 @@ from gridscore.group.group import Group
 from gridscore.group.leases import LEASE_SECONDS
 from gridscore.group.offsets import Write
 from gridscore.group.rescan import Rescanner
-from gridscore.group.subscription import MOST_SHOWN
+from gridscore.group.subscription import MOST_SHOWN, Subscriber
 from gridscore.scoring.audit import audit_on_schedule
 from gridscore.scoring.drift import watch_drift
 from gridscore.scoring.live_experiment import LiveExperiment
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from gridscore.dead_letters.letters import Rejected
     from gridscore.grid import Grid
     from gridscore.grid.wire import Page
-    from gridscore.group.leases import Lease
     from gridscore.group.members import Members
     from gridscore.job import JobRecord
     from gridscore.scoring.live_model import LoadedModels
@@ -470,7 +469,7 @@ class JobRunner:
         return task
 
 
-class _Scoring:
+class _Scoring(Subscriber):
     """A job's `Subscriber`: skips events that already have their result."""
 
     def __init__(self, grid: Grid, record: JobRecord, stats: JobStats) -> None:
@@ -481,12 +480,6 @@ class _Scoring:
 
     async def offset_at(self, partition: int, oldest: int, newest: int) -> int:
         return await restart_offset(self._grid, self._record, partition, oldest, newest)
-
-    async def take_over(self, _lease: Lease, offset: int) -> int:
-        return offset
-
-    def dropped(self, partition: int) -> None:
-        """Do nothing."""
 
     async def look_over(self, partition: int, page: Page, origin: int) -> Page:
         job = self._record.job

@@ -29,7 +29,7 @@ from gridscore.grid.entries import values_of
 from gridscore.grid.writer import MapWriter
 from gridscore.group.group import Group
 from gridscore.group.offsets import Write
-from gridscore.group.subscription import GroupStats
+from gridscore.group.subscription import GroupStats, Subscriber
 from gridscore.scoring.window_messages import (
     REQUEST_RING,
     Answer,
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gridscore.grid import Grid
-    from gridscore.grid.wire import Page
-    from gridscore.group.leases import Lease
     from gridscore.group.members import Members
     from gridscore.group.reader import Arrival, Cursor
     from gridscore.job import JobRecord
@@ -121,7 +119,8 @@ class WindowStage:
         self.name = group_of(name)
         self._stats = stats
         self._requests = request_map(name)
-        self.group = Group(grid, subscription_of(name), _Answering(), members, GroupStats(), seconds=seconds)
+        # Every request is read; what was done before is left to the ledger.
+        self.group = Group(grid, subscription_of(name), Subscriber(), members, GroupStats(), seconds=seconds)
         self.group.set_ring(REQUEST_RING)
         reader, is_settled = self.group.reader, self.group.offsets.settled
         self.states = WindowStates(grid, record, lambda _partition: 0, is_settled, reader.bounds)
@@ -427,19 +426,3 @@ class WindowStage:
 def _heard(done: asyncio.Future[None]) -> None:
     """Those who gave the answers may be lost meanwhile; then nobody else asks what became of the write."""
     done.cancelled() or done.exception()
-
-
-class _Answering:
-    """The `Subscriber`: reads every request, and leaves it to the ledger what was done before."""
-
-    async def offset_at(self, _partition: int, oldest: int, _newest: int) -> int:
-        return oldest
-
-    async def take_over(self, _lease: Lease, offset: int) -> int:
-        return offset
-
-    def dropped(self, partition: int) -> None:
-        """Do nothing."""
-
-    async def look_over(self, _partition: int, page: Page, _origin: int) -> Page:
-        return page

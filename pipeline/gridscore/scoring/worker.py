@@ -19,7 +19,7 @@ from gridscore.errors import (
     UsageError,
 )
 from gridscore.grid import transport
-from gridscore.grid.watches import READ_ANYWAY_SECONDS
+from gridscore.grid.watches import READ_ANYWAY_SECONDS, wait_for
 from gridscore.group.fence import Fence
 from gridscore.group.leases import LEASE_SECONDS
 from gridscore.group.members import PUBLISH_SECONDS, Members, Membership, new_identity, registered
@@ -150,11 +150,7 @@ class Worker:
                 if not self._grid.is_running:
                     raise
                 _log.warning("Looking for jobs failed, trying again: %s", error, extra={"action": "retry"})
-            try:
-                async with asyncio.timeout(READ_ANYWAY_SECONDS if settled else PUBLISH_SECONDS):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
+            await wait_for(self._changed, READ_ANYWAY_SECONDS if settled else PUBLISH_SECONDS)
 
     def _replaced(self) -> None:
         """Another cluster has replaced ours: nothing may go on, even if that one has jobs of the same names."""

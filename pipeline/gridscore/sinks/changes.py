@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
+from gridscore.group.subscription import Subscriber
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
-    from gridscore.grid.wire import Page
     from gridscore.group.leases import Lease
 
 _GATHER_SECONDS = 0.02
@@ -21,7 +22,7 @@ class _Coming(NamedTuple):
     known: asyncio.Future[int]
 
 
-class PartitionChanges:
+class PartitionChanges(Subscriber):
     """Partitions that come and go, in order. Whatever may have been delivered before is delivered again.
 
     Args:
@@ -44,10 +45,6 @@ class PartitionChanges:
     async def offset_at(self, _partition: int, _oldest: int, newest: int) -> int:
         """The journal's end."""
         return newest + 1
-
-    async def look_over(self, _partition: int, page: Page, _origin: int) -> Page:
-        """The whole page."""
-        return page
 
     async def take_over(self, lease: Lease, offset: int) -> int:
         """The offset to read a partition from, once the sink was told of it."""
