@@ -15,7 +15,6 @@ from gridscore.grid.records import Records
 from gridscore.job.check import compile_keys
 from gridscore.job.file import Window
 from gridscore.job.life import ENDED
-from gridscore.models.candidate import now
 from gridscore.models.experiment import (
     EXPERIMENTS_MAP,
     Experiment,
@@ -27,6 +26,7 @@ from gridscore.models.experiment import (
 )
 from gridscore.models.fit import check_fit
 from gridscore.models.registry import whoami
+from gridscore.texts import moment_text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -126,7 +126,7 @@ class ExperimentVerbs:
                     "key": key,
                     "steps": list(steps) if split is None else [split],
                     "every": every,
-                    "since": now(),
+                    "since": moment_text(),
                     "by": whoami(),
                     "limits": {"errors": max_errors, "us_per_row": max_us, "psi": max_psi, "least": least},
                 },

@@ -25,6 +25,7 @@ from gridscore.grid import entries, transport
 from gridscore.grid.copies import payload
 from gridscore.grid.records import Records, key_text
 from gridscore.job import Jobs
+from gridscore.texts import moment_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -166,7 +167,7 @@ def letter(grid: Grid, job: str, map_name: str, rejected: Rejected) -> DeadLette
         error=rejected.error[:4000],
         raw=base64.b64encode(rejected.raw[:MAX_RAW]).decode(),
         size=len(rejected.raw),
-        at=_now(),
+        at=moment_text(),
     )
 
 
@@ -191,7 +192,7 @@ def letter_of_source(
         error=error.encode(errors="replace").decode()[:4000],
         raw=base64.b64encode(raw[:MAX_RAW]).decode(),
         size=len(raw),
-        at=_now(),
+        at=moment_text(),
         origin=origin.encode(errors="replace").decode()[:1000],
     )
 
@@ -204,10 +205,6 @@ def _serialized(grid: Grid, key: Any) -> bytes:
         return transport.key_data(grid.client, key)
     except (UnicodeEncodeError, HazelcastError):
         return b""
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def decode(value: bytes) -> DeadLetter | None:

@@ -244,7 +244,7 @@ class OfflineMatrix:
         import pyarrow as pa
         from pyarrow import parquet
 
-        attribute = _read_attribute(_parquet_attribute(Path(path)), path)
+        attribute = _parquet_attribute(Path(path))
         names, margin = attribute.features, attribute.margin
         try:
             table = parquet.read_table(path)
@@ -582,7 +582,7 @@ def _by_size(text: str) -> tuple[float, str]:
     return float(text), text
 
 
-def _parquet_attribute(path: Path) -> str:
+def _parquet_attribute(path: Path) -> Attribute:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -592,14 +592,9 @@ def _parquet_attribute(path: Path) -> str:
         raise TableError(f"There is no file `{path}`.") from None
     except (OSError, pa.ArrowException) as error:
         raise TableError(f"`{path}` cannot be read: {error}.") from None
-    found = metadata.get(ATTRIBUTE.encode())
-    if found is None:
+    if (found := metadata.get(ATTRIBUTE.encode())) is None:
         raise TableError(f"`{path}` is not a matrix that `gridscore features` made: it has no categories.")
-    return str(found.decode())
-
-
-def _read_attribute(text: str, path: Path | str) -> Attribute:
     try:
-        return msgspec.json.decode(text, type=Attribute)
-    except msgspec.DecodeError:
+        return msgspec.json.decode(found, type=Attribute)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise TableError(f"The names and categories in `{path}` cannot be read.") from None

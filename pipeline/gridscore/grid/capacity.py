@@ -59,11 +59,7 @@ class Capacity:
 
 
 async def journal_entries(grid: Grid, map_name: str) -> int:
-    """How many entries the journal of a map got so far, those included that were overwritten.
-
-    Raises:
-        GridError: It cannot be read.
-    """
+    """How many entries the journal of a map got so far, those included that were overwritten."""
     journal = Journal(grid, map_name)
     bounds = await asyncio.gather(*(journal.bounds(partition) for partition in range(grid.partition_count)))
     return sum(newest + 1 for _, newest in bounds)

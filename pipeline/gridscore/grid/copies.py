@@ -303,11 +303,7 @@ class Fetcher:
         self.map_name = map_name
 
     def fetch(self, keys: Iterable[Any]) -> Awaitable[list[tuple[Any, bytes]]]:
-        """Entries of the keys that exist, one call a partition.
-
-        Raises:
-            HazelcastError: A partition did not answer.
-        """
+        """Entries of the keys that exist, one call a partition."""
         client, count = self._grid.client, self._grid.partition_count
         by_data: dict[bytes, Any] = {}
         by_partition: dict[int, list[bytes]] = {}

@@ -85,9 +85,6 @@ async def examine(grid: Grid, *jobs: Needs) -> list[Finding]:
 
     Args:
         jobs: The maps of each job; without any, `Needs()`.
-
-    Raises:
-        GridError: The cluster stopped answering.
     """
     try:
         reports = await ask_members(grid)

@@ -119,8 +119,6 @@ class Journal:
 
         Raises:
             JournalMissingError: The map has no journal.
-            GridError: Its bounds could not be read.
-            HazelcastError: The member did not answer.
         """
         oldest, newest = await self.bounds(partition)
         return await self.read(partition, begin, most) if oldest <= begin <= newest else None

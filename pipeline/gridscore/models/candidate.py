@@ -5,7 +5,6 @@ And what may be known of it before: the features that a job without any has from
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 import math
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from gridscore.models.fit import PROBABILITY, check_jobs
 from gridscore.models.loaded import LoadedModel
 from gridscore.models.signing import sign
 from gridscore.models.version import CHUNK, MAX_SIZE, ModelVersion, signature
+from gridscore.texts import moment_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,7 +103,7 @@ class Candidate:
                     "metrics": check_metrics(metrics or {}),
                     "training": training,
                     "source": source,
-                    "created_at": now(),
+                    "created_at": moment_text(),
                 },
                 ModelVersion,
             )
@@ -234,11 +234,6 @@ def check_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
             raise UsageError(f"The metric `{name}` is `{value}`, which is not a number.", "Write `auc=0.93`.")
         found[str(name)] = number
     return found
-
-
-def now() -> str:
-    """RFC 3339 in UTC."""
-    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _too_large(source: str, size: int) -> ModelError:

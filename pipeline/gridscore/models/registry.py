@@ -25,7 +25,7 @@ from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError, GridscoreError, ModelError, UsageError
 from gridscore.grid import Records
-from gridscore.models.candidate import Candidate, now
+from gridscore.models.candidate import Candidate
 from gridscore.models.chunks import Chunks
 from gridscore.models.description import describe
 from gridscore.models.fit import check_jobs
@@ -34,7 +34,7 @@ from gridscore.models.record import STALE_SECONDS, About, Entry, ModelRecord, Mo
 from gridscore.models.sample import Sample
 from gridscore.models.signing import check_signature
 from gridscore.models.version import ModelVersion, check_name
-from gridscore.texts import did_you_mean
+from gridscore.texts import did_you_mean, moment_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -157,7 +157,6 @@ class Registry:
         Raises:
             ModelError: It is not a model that Gridscore can score with, or not for the features of the jobs.
             UsageError: A name or a metric is not valid.
-            GridError: The cluster did not take it.
         """
         check_name(name)
         if alias is not None:
@@ -332,7 +331,6 @@ class Registry:
 
         Raises:
             ModelError: It is too large.
-            GridError: The cluster did not take it.
         """
         check_name(name)
         payload = await asyncio.to_thread(sample.pack)
@@ -351,7 +349,7 @@ class Registry:
                 size=len(payload),
                 rows=len(sample),
                 label=label,
-                at=now(),
+                at=moment_text(),
             )
             await self._change(name, commit)
         if replaced is not None:
@@ -407,7 +405,7 @@ class Registry:
         """
 
         def follow(current: ModelRecord) -> ModelRecord:
-            completed = current.completed(name, alias, release, now())
+            completed = current.completed(name, alias, release, moment_text())
             what = {"version": release.version, "alias": alias, "before": current.aliases.get(alias, 0), "why": why}
             return completed.logged(current, self.entry("release", **what))
 
@@ -486,11 +484,7 @@ class Registry:
     async def _upload(
         self, name: str, what: str, payload: bytes, progress: Callable[[int, int], None] | None = None
     ) -> AsyncIterator[str]:
-        """Write the chunks of an upload, for the context to make it visible; take it back if that fails.
-
-        Raises:
-            GridError: The cluster did not take it.
-        """
+        """Write the chunks of an upload, for the context to make it visible; take it back if that fails."""
         await self._clear_away(name)
         upload = uuid.uuid4().hex
         try:
@@ -526,7 +520,7 @@ class Registry:
             UsageError: A reason is too long.
         """
         try:
-            return msgspec.convert({"at": now(), "by": whoami(), "action": action, **what}, Entry)
+            return msgspec.convert({"at": moment_text(), "by": whoami(), "action": action, **what}, Entry)
         except msgspec.ValidationError as error:
             raise UsageError(f"This cannot be written into the log: {error}.", "A reason has 500 characters.") from None
 
@@ -555,7 +549,7 @@ class Registry:
         what: dict[str, Any] = {"version": version, "alias": alias, "before": before, "why": why}
         if approval is not None and approval.override:
             what |= {"override": approval.override, "failed": approval.failed[:1000]}
-        return current.promoted(name, version, alias, now()).logged(current, self.entry(action, **what))
+        return current.promoted(name, version, alias, moment_text()).logged(current, self.entry(action, **what))
 
     async def _abandon(self, name: str, upload: str) -> None:
         """Take an upload back, unless it has become a version after all."""

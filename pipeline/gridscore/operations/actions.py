@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from gridscore.errors import GridError, GridscoreError
 from gridscore.grid.records import Records, parsed
-from gridscore.models.candidate import now
+from gridscore.texts import moment_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -83,7 +83,7 @@ class ActionLog:
         Raises:
             GridError: It could not be noted: then nothing is done.
         """
-        action = Action(secrets.token_hex(8), now(), by, verb, target[:200], detail[:200], why[:MAX_WHY])
+        action = Action(secrets.token_hex(8), moment_text(), by, verb, target[:200], detail[:200], why[:MAX_WHY])
         await self._records.update(_KEY, lambda value: _with(value, action))
         outcome = "ended without an answer"
         try:

@@ -29,11 +29,11 @@ from gridscore.grid.entries import values_of
 from gridscore.grid.journal import Journal
 from gridscore.group.lease_records import read_records
 from gridscore.group.reader import PAGE_BYTES, Cursor
-from gridscore.models.candidate import now
 from gridscore.models.certificates import Certificate, keep
 from gridscore.operations.subject import subject_of
 from gridscore.scoring.rehearsal import Rehearsal
 from gridscore.scoring.window_states import HistoryStates, Snapshot
+from gridscore.texts import moment_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -108,7 +108,7 @@ class Parity:
     model: str
     version: int
     served: Literal["live", "here"]
-    at: str = field(default_factory=now)
+    at: str = field(default_factory=moment_text)
     equal: int = 0
     different: int = 0
     unclear: int = 0

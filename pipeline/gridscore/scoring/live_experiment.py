@@ -19,7 +19,6 @@ from gridscore.grid.records import Records
 from gridscore.grid.watches import READ_ANYWAY_SECONDS, wait_for
 from gridscore.group.members import PUBLISH_SECONDS, registered
 from gridscore.models import Registry
-from gridscore.models.candidate import now
 from gridscore.models.experiment import (
     COUNTS_MAP,
     EXPERIMENTS_MAP,
@@ -32,6 +31,7 @@ from gridscore.models.experiment import (
     together,
 )
 from gridscore.scoring.trial import Trial, key_of
+from gridscore.texts import moment_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -195,7 +195,7 @@ class LiveExperiment:
             self._seen.popleft()
         recent = total.plus(self._seen[0][1], -1) if self._seen else total
         self._seen.append((clock, total))
-        due = judged(experiment, total, recent, clock - self._step_at, now())
+        due = judged(experiment, total, recent, clock - self._step_at, moment_text())
         if due == experiment:
             return
         record = await self._records.get(experiment.job)

@@ -52,7 +52,6 @@ async def latest(grid: Grid, job: Job, count: int, version: ModelVersion) -> Rec
 
     Raises:
         GridscoreError: There are none, or the job has windows, of which the journal does not tell the state.
-        HazelcastError: The cluster did not answer.
     """
     if job.used_windows:
         raise GridscoreError(f"the job `{job.name}` has windows, and single events do not tell their state")

@@ -111,11 +111,7 @@ class Rehearsal:
         self._active = ActiveModel(model, self.plan)
 
     async def score(self, page: Page, cursor: Cursor) -> tuple[list[bytes], list[Rejected]]:
-        """The texts of the results that a page of events gets, and the events that get none.
-
-        Raises:
-            HazelcastError: A lookup of mode `fetch` failed.
-        """
+        """The texts of the results that a page of events gets, and the events that get none."""
         self.plan.seen = None
         batch = await self._scorer.score([Arrival(cursor.partition, page, cursor, 0, 0.0)], self._active)
         return [text for part in batch.partitions for text in part.texts], batch.rejected

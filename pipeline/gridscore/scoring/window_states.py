@@ -443,7 +443,6 @@ class Snapshot(WindowStates):
 
         Raises:
             GridError: They are more than this process should hold.
-            HazelcastError: The cluster did not answer.
         """
         origin = self._origin(partition)
         if key is not None:
