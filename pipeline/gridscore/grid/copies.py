@@ -284,7 +284,7 @@ class LiveCopy:
 
 def payload(value_data: bytes) -> bytes:
     """JSON text of a serialized value; empty if it is neither JSON nor a string."""
-    if len(value_data) >= 12 and int.from_bytes(value_data[4:8], "big", signed=True) in (JSON, STRING):
+    if len(value_data) >= 12 and wire.type_of(value_data) in (JSON, STRING):
         return value_data[12:]
     return b""
 

@@ -21,7 +21,7 @@ FRAME = struct.Struct("<iH")
 """Length of the whole frame, and flags."""
 FINAL = 1 << 13
 INT = struct.Struct("<i")
-JSON, STRING = -130, -11
+JSON, STRING, LONG, INTEGER = -130, -11, -8, -7
 """Hazelcast's types of serialized values."""
 TEXT_HEADER = struct.Struct(">iii")
 """What precedes a serialized text: hash, type, length."""

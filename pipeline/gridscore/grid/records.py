@@ -290,7 +290,7 @@ def as_record(map_name: str, key: bytes, value: bytes) -> Record:
     name = ""
     try:
         name = key_text(key)
-        if (kind := int.from_bytes(value[4:8], "big", signed=True)) != JSON:
+        if (kind := wire.type_of(value)) != JSON:
             raise ValueError(f"it is not a JSON value, but of Hazelcast's type {kind}")  # noqa: TRY301
         if len(value) > MAX_RECORD:
             raise ValueError(f"it has {len(value):,} bytes, more than {MAX_RECORD:,}")  # noqa: TRY301
@@ -307,7 +307,7 @@ def key_text(key: bytes) -> str:
     Raises:
         ValueError: It is something else.
     """
-    if (kind := int.from_bytes(key[4:8], "big", signed=True)) != STRING:
+    if (kind := wire.type_of(key)) != STRING:
         raise ValueError(f"its key is not a string, but of Hazelcast's type {kind}")
     return key[_HEADER:].decode()
 

@@ -15,7 +15,6 @@ import asyncio
 import logging
 import os
 import re
-import struct
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +39,8 @@ from hazelcast.protocol.codec import (
 from hazelcast.serialization.data import Data
 
 from gridscore.errors import UnsupportedClientError
-from gridscore.grid.cutting import FRAME, INT, STRING, TEXT_HEADER, find_message
+from gridscore.grid import wire
+from gridscore.grid.cutting import FRAME, INT, find_message
 from gridscore.grid.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -533,10 +533,6 @@ async def map_names(client: HazelcastClient) -> set[str]:
     return {found.name for found in objects if found.service_name == MAP_SERVICE}
 
 
-_INTEGER_KEY = struct.Struct(">iii")
-_LONG_KEY = struct.Struct(">iiq")
-
-
 def key_data(client: HazelcastClient, key: Any) -> bytes:
     """Serialize a key as the client would, without its detour for strings; whole numbers above 31 bits become a Long.
 
@@ -545,11 +541,9 @@ def key_data(client: HazelcastClient, key: Any) -> bytes:
         UnicodeEncodeError: It is a string with half a surrogate pair.
     """
     if type(key) is str:
-        text = key.encode()
-        return TEXT_HEADER.pack(0, STRING, len(text)) + text
+        return wire.string_data(key.encode())
     if type(key) is int:
-        forms = key_forms(client, key)
-        if not forms:
+        if not (forms := wire.integer_forms(key)):
             raise HazelcastSerializationError("a whole number of more than 64 bits")
         return forms[0]
     return to_data(client, key)
@@ -557,14 +551,7 @@ def key_data(client: HazelcastClient, key: Any) -> bytes:
 
 def key_forms(client: HazelcastClient, key: Any) -> list[bytes]:
     """The serialized forms of a key: a whole number may be an Integer or a Long in the grid."""
-    if type(key) is not int:
-        return [key_data(client, key)]
-    forms = []
-    if -(2**31) <= key < 2**31:
-        forms.append(_INTEGER_KEY.pack(0, -7, key))
-    if -(2**63) <= key < 2**63:
-        forms.append(_LONG_KEY.pack(0, -8, key))
-    return forms
+    return wire.integer_forms(key) if type(key) is int else [key_data(client, key)]
 
 
 def to_object(client: HazelcastClient, data: bytes) -> Any:

@@ -31,7 +31,7 @@ from hazelcast.protocol.codec import (
 )
 from hazelcast.serialization.data import Data
 
-from gridscore.grid.cutting import FINAL, FRAME, INT, JSON, TEXT_HEADER, cut_items, join_entries
+from gridscore.grid.cutting import FINAL, FRAME, INT, INTEGER, JSON, LONG, STRING, TEXT_HEADER, cut_items, join_entries
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _LONG = struct.Struct("<q")
 _READ_PARAMETERS = struct.Struct("<qii")
+_INTEGER_DATA, _LONG_DATA = struct.Struct(">iii"), struct.Struct(">iiq")
 
 _SUBSCRIBE = 82176
 _READ = 82432
@@ -117,6 +118,22 @@ def decode_read(message: RawMessage) -> Page | None:
     # past the begin frame of the list
     sequences, keys, values, foreign = cut_items(body, length + 6, first, count)
     return Page(first, following, sequences, keys, values, foreign, len(body))
+
+
+def type_of(data: bytes) -> int:
+    """Hazelcast's type of a serialized key or value."""
+    return int.from_bytes(data[4:8], "big", signed=True)
+
+
+def string_data(text: bytes, hashed: int = 0) -> bytes:
+    """Serialized string of a text in UTF-8; as a key, in the partition of its hash, or of the one given."""
+    return TEXT_HEADER.pack(hashed, STRING, len(text)) + text
+
+
+def integer_forms(number: int) -> list[bytes]:
+    """The serialized forms of a whole number, which may be an Integer or a Long; none if it has more than 64 bits."""
+    forms = [_INTEGER_DATA.pack(0, INTEGER, number)] if -(2**31) <= number < 2**31 else []
+    return [*forms, _LONG_DATA.pack(0, LONG, number)] if -(2**63) <= number < 2**63 else forms
 
 
 def json_data(text: bytes) -> bytes:

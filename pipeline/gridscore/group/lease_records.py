@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import struct
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
@@ -129,8 +128,7 @@ def bad_lease(job: str, partition: int, key: bytes, text: bytes, error: Exceptio
 
 def lease_key(job: str, partition: int, partition_count: int) -> bytes:
     """Serialized key of the record of a job's partition: a string whose explicit hash puts it into that partition."""
-    text = f"{job}/{partition}".encode()
-    return struct.pack(">iii", partition + partition_count, -11, len(text)) + text
+    return wire.string_data(f"{job}/{partition}".encode(), partition + partition_count)
 
 
 async def read_texts(
@@ -160,7 +158,7 @@ async def read_texts(
             continue
         entries = future.result()
         value = entries[0][1] if entries else None
-        is_json = value is not None and int.from_bytes(value[4:8], "big", signed=True) == JSON
+        is_json = value is not None and wire.type_of(value) == JSON
         texts[futures[future]] = None if value is None else value[12:] if is_json else b""
     if not texts:
         raise failure

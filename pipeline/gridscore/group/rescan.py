@@ -22,7 +22,7 @@ from gridscore.errors import EventsLostError, GridError
 from gridscore.grid.copies import payload
 from gridscore.grid.records import Count, Records, Word, partition_in
 from gridscore.grid.watches import Watched
-from gridscore.grid.wire import Page
+from gridscore.grid.wire import Page, type_of
 from gridscore.group.offsets import NotNowError
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def page_of(events: list[Event], sequence: int = -1) -> Page:
         text = payload(value)
         values.append(text or value)
         if not text:
-            foreign[index] = int.from_bytes(value[4:8], "big", signed=True)
+            foreign[index] = type_of(value)
     keys = [event.key for event in events]
     return Page(0, 0, [sequence] * len(keys), keys, values, foreign, sum(map(len, values)))
 

@@ -68,8 +68,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_json(self) -> dict[str, Any]:
         """For scripts, and for the grid."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
-        return plain
+        return dict(msgspec.to_builtins(self))
 
 
 async def certificates_of(grid: Grid) -> list[Certificate]:

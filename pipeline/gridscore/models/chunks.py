@@ -7,7 +7,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from gridscore.errors import ModelError
-from gridscore.grid import transport
+from gridscore.grid import transport, wire
 from gridscore.grid.entries import values_of
 from gridscore.grid.records import INDETERMINATE
 from gridscore.grid.writer import partition_of
@@ -103,7 +103,7 @@ class Chunks:
         value = (await values_of(self._grid, CHUNKS_MAP, partition, [data])).get(data)
         if value is None:
             return None
-        return value[12:] if int.from_bytes(value[4:8], "big", signed=True) == _BYTE_ARRAY else b""
+        return value[12:] if wire.type_of(value) == _BYTE_ARRAY else b""
 
 
 async def _put(chunks: Any, key: str, part: bytearray) -> None:

@@ -143,8 +143,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_json(self) -> dict[str, Any]:
         """For scripts, and for the grid."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
-        return plain
+        return dict(msgspec.to_builtins(self))
 
 
 Counts64 = Annotated[tuple[Count, ...], Meta(min_length=GROUPS, max_length=GROUPS)]
@@ -220,8 +219,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_json(self) -> dict[str, Any]:
         """For the grid."""
-        plain: dict[str, Any] = msgspec.to_builtins(self, str_keys=True)
-        return plain
+        return dict(msgspec.to_builtins(self, str_keys=True))
 
     @classmethod
     def of_record(cls, record: Record) -> Counts:

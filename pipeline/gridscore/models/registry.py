@@ -102,8 +102,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
-        plain: dict[str, Any] = msgspec.to_builtins(self, str_keys=True)
-        return plain
+        return dict(msgspec.to_builtins(self, str_keys=True))
 
 
 class Registry:

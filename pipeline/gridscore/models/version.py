@@ -113,8 +113,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_json(self) -> dict[str, Any]:
         """For scripts, and for the grid."""
-        plain: dict[str, Any] = msgspec.to_builtins(self)
-        return plain
+        return dict(msgspec.to_builtins(self))
 
     @classmethod
     def from_json(cls, value: Any, name: str, version: int) -> ModelVersion:

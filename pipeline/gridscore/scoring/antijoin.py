@@ -95,7 +95,7 @@ async def _kind_of_keys(grid: Grid, map_name: str) -> int | None:
         for key, _ in entries:
             if key[:4] != bytes(4):
                 raise NotBySqlError("keys have a partition of their own choice")
-            kinds.add(int.from_bytes(key[4:8], "big", signed=True))
+            kinds.add(wire.type_of(key))
     if len(kinds) > 1:
         raise NotBySqlError("keys are of mixed types")
     kind = next(iter(kinds), None)

@@ -17,6 +17,8 @@ import msgspec
 import numpy as np
 
 from gridscore.features.window_kernel import EMPTY_HEAD
+from gridscore.grid.cutting import LONG, TEXT_HEADER
+from gridscore.grid.wire import string_data
 from gridscore.grid.writer import partition_of
 from gridscore.group.subscription import Subscription
 
@@ -40,9 +42,8 @@ more for what it has taken over."""
 LEDGER_PARTITIONS = 32
 """Partitions of events that a ledger is for: a batch writes those of which it has events."""
 
-_STRING, _LONG = -11, -8
 _SEQUENCE = struct.Struct("<q")
-_LONG_KEY, _TEXT_KEY = struct.Struct(">iiq"), struct.Struct(">iii")
+_LONG_KEY = struct.Struct(">iiq")
 
 
 def request_map(job: str) -> str:
@@ -74,19 +75,18 @@ def tag_of(states: str, windows: Windows) -> str:
 def entity_key(window: str, entity: str | int) -> bytes:
     """Serialized key of an entity's state: a string, in the partition of its hash."""
     text = f"{window}:{entity}".encode("utf-8", "surrogatepass")
-    return _TEXT_KEY.pack(0, _STRING, len(text)) + text
+    return string_data(text)
 
 
 def key_in(partition: int, partition_count: int, text: str) -> bytes:
     """Serialized key of a string whose explicit hash puts it into a partition."""
-    there = f"{text}{partition}".encode()
-    return _TEXT_KEY.pack(partition + partition_count, _STRING, len(there)) + there
+    return string_data(f"{text}{partition}".encode(), partition + partition_count)
 
 
 def answer_key(partition: int, partition_count: int, window: int, number: int) -> bytes:
     """Serialized key of an event's answer."""
     slot = number % SLOTS if number >= 0 else SLOTS + -number % SLOTS
-    return _LONG_KEY.pack(partition + partition_count, _LONG, window * 2 * SLOTS + slot)
+    return _LONG_KEY.pack(partition + partition_count, LONG, window * 2 * SLOTS + slot)
 
 
 def number_of(sequence: int, key: bytes, value: bytes) -> int:
@@ -207,7 +207,7 @@ def read_request(text: bytes, tag: str, windows: Windows, partition: int, partit
 
 
 def _cut(keys: bytes, lengths: Sequence[int]) -> list[bytes]:
-    if any(length < _TEXT_KEY.size for length in lengths) or sum(lengths) != len(keys):
+    if any(length < TEXT_HEADER.size for length in lengths) or sum(lengths) != len(keys):
         raise ValueError("its keys are cut off")
     return [keys[begin:end] for begin, end in pairwise(accumulate(lengths, initial=0))]
 

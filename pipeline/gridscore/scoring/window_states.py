@@ -31,8 +31,10 @@ from gridscore.features.times import END
 from gridscore.features.window_kernel import HALF_LIVES, Kind, head_of
 from gridscore.features.windows import Inputs, Windows, is_compiled
 from gridscore.grid.copies import payload
+from gridscore.grid.cutting import INTEGER, LONG, STRING
 from gridscore.grid.entries import values_of, walk
 from gridscore.grid.journal import Journal
+from gridscore.grid.wire import integer_forms, type_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -75,7 +77,6 @@ _LOG_SECONDS = 1.0
 _FORMAT = 1
 """Of states: another one begins anew."""
 
-_STRING, _INT, _LONG = -11, -7, -8
 _UNKNOWN = struct.pack("<q", -1)
 
 
@@ -155,12 +156,8 @@ def keys_of(job: Job, entity: str, serialize: Callable[[Any], bytes]) -> list[by
     if job.schema_[str(job.event_key)].type == "string":
         return [serialize(entity)]
     try:
-        number = int(entity)
-        return [
-            struct.pack(">iiq", 0, _LONG, number),
-            *([struct.pack(">iii", 0, _INT, number)] * (abs(number) < 2**31)),
-        ]
-    except (ValueError, struct.error):
+        return integer_forms(int(entity))
+    except ValueError:
         return []
 
 
@@ -544,12 +541,12 @@ def emptied_by_update(old: Job, new: Job) -> str:
 
 def _what(key: bytes, value: Any) -> str:
     """How a key differs from the value that it should be."""
-    is_text = key[4:8] == _STRING.to_bytes(4, "big", signed=True)
+    is_text = type_of(key) == STRING
     return "not" if is_text is isinstance(value, str) else f"{'a string' if is_text else 'not a string'}, unlike"
 
 
 def _is_key(key: bytes, value: Any) -> bool:
-    kind = int.from_bytes(key[4:8], "big", signed=True)
+    kind = type_of(key)
     if isinstance(value, str):
-        return kind == _STRING and key[12:] == value.encode("utf-8", "surrogatepass")
-    return kind in (_INT, _LONG) and int.from_bytes(key[8:], "big", signed=True) == value
+        return kind == STRING and key[12:] == value.encode("utf-8", "surrogatepass")
+    return kind in (INTEGER, LONG) and int.from_bytes(key[8:], "big", signed=True) == value

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError, GridscoreError, JobError
-from gridscore.grid.cutting import STRING
-from gridscore.grid.wire import Page
+from gridscore.grid.wire import Page, string_data
 from gridscore.group.reader import Arrival, Cursor
 from gridscore.job import Jobs
 from gridscore.job.life import WANTED
@@ -45,8 +44,6 @@ Answers = list["bytes | Rejected"]
 
 _NUMBERS = [struct.pack(">ii", number, 0) for number in range(2 * BATCH)]
 """Places of events in a batch, each as a serialized key that has this number instead of its hash, and no text."""
-
-_STRING = struct.Struct(">iii")
 
 
 class UnservedError(JobError):
@@ -191,10 +188,7 @@ def _numbered(keys: Sequence[str | None]) -> list[bytes]:
     if not any(keys):
         return _NUMBERS[: len(keys)]
     texts = ((number, key, (key or "").encode(errors="surrogatepass")) for number, key in enumerate(keys))
-    return [
-        _NUMBERS[number] if key is None else _STRING.pack(number, STRING, len(text)) + text
-        for number, key, text in texts
-    ]
+    return [_NUMBERS[number] if key is None else string_data(text, number) for number, key, text in texts]
 
 
 def _number_in(key: bytes) -> int:
