@@ -24,7 +24,7 @@ from hazelcast.errors import (
 from gridscore.errors import BadRecord, BadRecordError, ConflictError, GridError, GridscoreError
 from gridscore.grid import transport, wire
 from gridscore.grid.cutting import JSON, STRING
-from gridscore.grid.entries import values_of
+from gridscore.grid.entries import remove_same, value_of
 from gridscore.grid.writer import partition_of
 
 if TYPE_CHECKING:
@@ -225,8 +225,7 @@ class Records:
 
     async def remove_bad(self, bad: BadRecord) -> bool:
         """As `remove`, a bad record."""
-        message = wire.encode_remove_if_same(self.map_name, bad.key_data, bad.value_data)
-        return bool(await self._invoke(bad.key_data, message, wire.decode_remove_if_same))
+        return await remove_same(self._grid, self.map_name, bad.key_data, bad.value_data)
 
     async def repair(self, bad: BadRecord, value: dict[str, Any]) -> bool:
         """Replace a bad record by a good one if it has not changed; whether it had not."""
@@ -260,9 +259,7 @@ class Records:
 
     async def _value(self, key: str) -> bytes | None:
         """The serialized value under a key, or None."""
-        data = self._key(key)
-        found = await values_of(self._grid, self.map_name, partition_of(data, self._grid.partition_count), [data])
-        return next(iter(found.values()), None)
+        return await value_of(self._grid, self.map_name, self._key(key))
 
     async def _was_written(self, key: str, text: str) -> bool:
         current = await self._value(key)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from gridscore.errors import ModelError
 from gridscore.grid import transport, wire
-from gridscore.grid.entries import values_of
+from gridscore.grid.entries import value_of
 from gridscore.grid.records import INDETERMINATE
-from gridscore.grid.writer import partition_of
 from gridscore.models.version import CHUNK
 
 if TYPE_CHECKING:
@@ -99,8 +98,7 @@ class Chunks:
     async def _get(self, key: str) -> bytes | None:
         # The client would unpickle what somebody else may have put there, so only a byte array is looked into.
         data = transport.key_data(self._grid.client, key)
-        partition = partition_of(data, self._grid.partition_count)
-        value = (await values_of(self._grid, CHUNKS_MAP, partition, [data])).get(data)
+        value = await value_of(self._grid, CHUNKS_MAP, data)
         if value is None:
             return None
         return value[12:] if wire.type_of(value) == _BYTE_ARRAY else b""
