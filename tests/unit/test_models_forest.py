@@ -1,12 +1,16 @@
 """The compiled forest gives XGBoost's own bits, and leaves alone what it was not made for."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import xgboost as xgb
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gridscore import compiled
+from gridscore.models import forest as forests
 from gridscore.models.candidate import Candidate
 from gridscore.models.document import read_document
 from gridscore.models.forest import Forest
@@ -14,9 +18,19 @@ from gridscore.models.loaded import LoadedModel
 
 FEATURES = 7
 
-pytestmark = pytest.mark.skipif(
-    compiled.compiled("gridscore.models._forest") is None, reason="the forest is not compiled here"
-)  # where it must be, `test_compiled` fails
+FAST = compiled.compiled("gridscore.models._forest")
+HAS_VECTORS = hasattr(FAST, "predict_by_ranks")
+
+pytestmark = pytest.mark.skipif(FAST is None, reason="the forest is not compiled here")
+# where it must be, `test_compiled` fails
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _ranks_always_pay():
+    """So that each model is predicted in both ways, where the processor has both."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forests, "_STEPS_OF_TOP", -1_000)
+        yield
 
 
 def rows(count, seed=3, missing=0.1):
@@ -41,10 +55,138 @@ def forest_of(booster, form="ubj"):
 def assert_same_bits(booster, values):
     forest = forest_of(booster)
     assert forest is not None
-    assert forest.predict(values).tobytes() == booster.inplace_predict(values).tobytes()
+    assert len(forest.ways) == 1 + HAS_VECTORS
+    expected = booster.inplace_predict(values).tobytes()
     margins = np.random.default_rng(len(values)).normal(size=len(values)).astype(np.float32)
-    assert forest.predict(values, margins).tobytes() == booster.inplace_predict(values, base_margin=margins).tobytes()
-    assert forest.predict(values).tobytes() == booster.inplace_predict(values).tobytes()
+    with_margins = booster.inplace_predict(values, base_margin=margins).tobytes()
+    for way in forest.ways:
+        assert forest.predict(values, way=way).tobytes() == expected
+        assert forest.predict(values, margins, way).tobytes() == with_margins
+    assert forest.predict(values).tobytes() == expected
+
+
+def test_the_vectors_of_the_processor_are_used():
+    cpu = Path("/proc/cpuinfo")
+    if not cpu.exists():
+        pytest.skip("this system does not say what its processor has")
+    assert ({"avx512f", "avx512bw", "avx512vbmi"} <= set(cpu.read_text().split())) == HAS_VECTORS
+
+
+def test_few_rows_are_predicted_in_another_way_than_many():
+    forest, asked = forest_of(train(rounds=1)), []
+    forest.ways = tuple(lambda *_, each=each: asked.append(each) for each in ("few", "many"))
+    for count in (1, forests.MANY_ROWS - 1, forests.MANY_ROWS, 1_000):
+        forest.predict(rows(count))
+    assert asked == ["few", "few", "many", "many"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "pays"),
+    [
+        ({"rounds": 100, "max_depth": 6}, True),
+        ({"rounds": 1, "max_depth": 6}, False),  # a value's rank serves all trees
+        ({"rounds": 100, "max_depth": 1}, False),
+        ({"rounds": 100, "gamma": 1e9}, False),
+    ],
+    ids=["many trees", "one tree", "stumps", "leaves"],
+)
+def test_ranks_are_used_where_they_pay(monkeypatch, parameters, pays):
+    monkeypatch.setattr(forests, "_STEPS_OF_TOP", 3)
+    forest = forest_of(train(**parameters))
+    assert len(forest.ways) == 1 + (pays and HAS_VECTORS)
+    more = sum(memoryview(each).nbytes for way in forest.ways[1:] for each in way.args[1:3])
+    assert more <= 400 * len(forest.roots) + 1_092 * 256
+
+
+SPECIAL = np.array([0.0, -0.0, 1e-45, -1e-45, 1e-38, 3.4e38, -3.4e38], np.float32)
+
+
+def grow(generator, features, thresholds, depth):
+    """A tree of any shape, as XGBoost writes it."""
+    lefts, rights, parents, splits, conditions, levels = [-1], [-1], [2**31 - 1], [0], [0.0], [0]
+    for node in range(1 << depth + 1):
+        if node >= len(lefts):
+            break
+        if levels[node] < depth and generator.random() < 0.9:
+            lefts[node], rights[node] = len(lefts), len(lefts) + 1
+            for column, value in ((lefts, -1), (rights, -1), (parents, node), (splits, 0), (conditions, 0.0)):
+                column += [value, value]
+            levels += [levels[node] + 1] * 2
+            splits[node] = int(generator.integers(features))
+            conditions[node] = float(generator.choice(thresholds[splits[node]]))
+        else:
+            conditions[node] = float(np.float32(generator.normal()))
+    count = len(lefts)
+    return {
+        "base_weights": [0.0] * count,
+        "categories": [],
+        "categories_nodes": [],
+        "categories_segments": [],
+        "categories_sizes": [],
+        "default_left": generator.integers(0, 2, count).tolist(),
+        "left_children": lefts,
+        "loss_changes": [0.0] * count,
+        "parents": parents,
+        "right_children": rights,
+        "split_conditions": conditions,
+        "split_indices": splits,
+        "split_type": [0] * count,
+        "sum_hessian": [1.0] * count,
+        "tree_param": {
+            "num_deleted": "0",
+            "num_feature": str(features),
+            "num_nodes": str(count),
+            "size_leaf_vector": "1",
+        },
+    }
+
+
+def plant(generator, features, cuts, trees, depth):
+    """A booster of trees at random, and values at its thresholds and beside them."""
+    pool = np.concatenate([SPECIAL, generator.normal(size=cuts).astype(np.float32)])
+    thresholds = [generator.choice(pool, cuts) for _ in range(features)]
+    empty = xgb.DMatrix(np.zeros((1, features), np.float32), label=[0.0])
+    document = json.loads(bytes(xgb.train({"base_score": 0.25}, empty, 1).save_raw("json")))
+    model = document["learner"]["gradient_booster"]["model"]
+    model["trees"] = [{**grow(generator, features, thresholds, depth), "id": each} for each in range(trees)]
+    model["tree_info"], model["iteration_indptr"] = [0] * trees, list(range(trees + 1))
+    model["gbtree_model_param"]["num_trees"] = str(trees)
+    booster = xgb.Booster({"nthread": 1}, model_file=bytearray(json.dumps(document).encode()))
+    used = np.concatenate(thresholds)
+    beside = [np.nextafter(used, np.float32(side)) for side in (np.inf, -np.inf)]
+    return booster, np.concatenate([used, *beside, SPECIAL, [np.nan]]).astype(np.float32)
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 2**32),
+    features=st.sampled_from([1, 2, 7, 64, 65, 130, 300]),
+    cuts=st.sampled_from([1, 15, 16, 17, 254, 255, 700]),
+    trees=st.integers(1, 12),
+    depth=st.integers(0, 9),
+    count=st.integers(1, 140),
+)
+def test_trees_of_any_shape_give_the_bits_of_the_booster(seed, features, cuts, trees, depth, count):
+    generator = np.random.default_rng(seed)
+    booster, pool = plant(generator, features, cuts, trees, depth)
+    values = generator.choice(pool, (count, features))
+    expected = booster.predict(xgb.DMatrix(values, nthread=1)).tobytes()
+    infinite = np.where(generator.random(values.shape) < 0.1, np.float32(np.inf), values)
+    infinite *= generator.choice(np.array([1, -1], np.float32), values.shape)
+    forest = forest_of(booster)
+    for way in forest.ways:
+        assert forest.predict(values, way=way).tobytes() == expected
+        assert forest.predict(infinite, way=way).tobytes() == booster.inplace_predict(infinite).tobytes()
+
+
+def test_more_columns_than_ranks_have_bytes_are_walked():
+    generator = np.random.default_rng(1)
+    for features, ways in ((256, 1 + HAS_VECTORS), (257, 1)):
+        booster, pool = plant(generator, features, 3, 600, 3)
+        forest, values = forest_of(booster), generator.choice(pool, (80, features))
+        assert len(np.unique(forest.features)) == features
+        assert len(forest.ways) == ways
+        assert forest.predict(values).tobytes() == booster.predict(xgb.DMatrix(values)).tobytes()
 
 
 OBJECTIVES = [
@@ -202,7 +344,7 @@ def test_other_bits_and_xgboost_is_taken_instead(monkeypatch, caplog):
     checked = Candidate.check(booster, "m", metrics=None, categories=None)
     right = Forest.predict
     monkeypatch.setattr(
-        Forest, "predict", lambda forest, matrix, _=None: np.nextafter(right(forest, matrix), np.float32(2))
+        Forest, "predict", lambda forest, matrix, *_, **__: np.nextafter(right(forest, matrix), np.float32(2))
     )
     model = LoadedModel.load(checked.version, checked.payload)
     assert not model.is_compiled

@@ -3,12 +3,21 @@
  * Trees are walked level by level by several rows at once: the loads of one row do not wait for those of another. A leaf
  * leads to itself, so that all rows of a tree take the same number of steps. `forest.py` makes the nodes, and says when
  * this may be used at all.
+ *
+ * Processors with vectors of 64 bytes (AVX-512 VBMI) compare a row with 63 nodes at once: the upper TOP_LEVELS levels of a
+ * tree. For that, a row becomes bytes: the rank of each value among its feature's thresholds, 0 if it is missing. A value is
+ * at a threshold or above it if and only if its rank is greater than the threshold's, so this is exact. Deeper levels are
+ * walked as above. A few rows are quicker without: what is loaded for a tree serves up to BLOCK rows.
  */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <math.h>
 #include <stdint.h>
+#if defined(__GNUC__) && defined(__x86_64__)
+#define HAS_VECTORS
+#include <immintrin.h>
+#endif
 
 typedef struct {
     float threshold;   /* of a leaf: NaN, so that no value leads to its right */
@@ -28,12 +37,16 @@ typedef struct {
 #define INLINE static inline __attribute__((always_inline))
 #endif
 
+/* From the root, or each row from the node that `starts` has for it. */
 INLINE void
-walk(const Node *nodes, int32_t depth, const float *rows, Py_ssize_t columns, const int lanes, float *sums,
-     const int missing)
+walk(const Node *nodes, int32_t levels, const float *rows, Py_ssize_t columns, const int lanes, const uint32_t *starts,
+     float *sums, const int missing)
 {
     uint32_t at[MANY] = {0};
-    for (int32_t level = 0; level < depth; level++)
+    if (starts)
+        for (int lane = 0; lane < lanes; lane++)
+            at[lane] = starts[lane];
+    for (int32_t level = 0; level < levels; level++)
         for (int lane = 0; lane < lanes; lane++) {
             const Node *node = nodes + at[lane];
             float x = rows[lane * columns + (Py_ssize_t)(node->feature & ~MISSING_RIGHT)];
@@ -47,16 +60,16 @@ walk(const Node *nodes, int32_t depth, const float *rows, Py_ssize_t columns, co
 }
 
 INLINE void
-walk_block(const Node *nodes, int32_t depth, const float *rows, Py_ssize_t columns, Py_ssize_t size, float *sums,
-           const int missing)
+walk_block(const Node *nodes, int32_t levels, const float *rows, Py_ssize_t columns, Py_ssize_t size,
+           const uint32_t *starts, float *sums, const int missing)
 {
     Py_ssize_t row = 0;
     for (; row + MANY <= size; row += MANY)
-        walk(nodes, depth, rows + row * columns, columns, MANY, sums + row, missing);
+        walk(nodes, levels, rows + row * columns, columns, MANY, starts ? starts + row : NULL, sums + row, missing);
     for (; row + FEW <= size; row += FEW)
-        walk(nodes, depth, rows + row * columns, columns, FEW, sums + row, missing);
+        walk(nodes, levels, rows + row * columns, columns, FEW, starts ? starts + row : NULL, sums + row, missing);
     for (; row < size; row++)
-        walk(nodes, depth, rows + row * columns, columns, 1, sums + row, missing);
+        walk(nodes, levels, rows + row * columns, columns, 1, starts ? starts + row : NULL, sums + row, missing);
 }
 
 static void
@@ -71,11 +84,157 @@ sum_trees(const Node *nodes, const int32_t *roots, const int32_t *depths, Py_ssi
             missing |= block[each] != block[each];
         for (Py_ssize_t tree = 0; tree < trees; tree++)
             if (missing)
-                walk_block(nodes + roots[tree], depths[tree], block, columns, size, sums + begin, 1);
+                walk_block(nodes + roots[tree], depths[tree], block, columns, size, NULL, sums + begin, 1);
             else
-                walk_block(nodes + roots[tree], depths[tree], block, columns, size, sums + begin, 0);
+                walk_block(nodes + roots[tree], depths[tree], block, columns, size, NULL, sums + begin, 0);
     }
 }
+
+#define TOP_LEVELS 6
+#define MAX_RANKED 256
+
+/* The upper levels of a tree, from which a row takes one of 64 exits. Byte s is of the s-th of the eight subtrees that
+ * begin below the third level: its bits are the seven nodes of that subtree's three levels, level by level from the lowest
+ * bit, and as the highest bit the s-th node of the three upper levels. */
+typedef struct {
+    uint8_t column[64];    /* of the ranks */
+    uint8_t threshold[64]; /* ranks above it go to the right; 255: none */
+    uint64_t missing_right;
+    int32_t root, depth;
+    union {
+        float value[64];   /* of a tree that is not deeper */
+        uint32_t node[64]; /* of a deeper one: where to walk on */
+    } exit;
+} Top;
+
+/* One column of the ranks: up to 254 thresholds of a feature, ascending, padded with NaN. A feature may have several. */
+typedef struct {
+    float last[16]; /* of each part */
+    float part[16][16];
+    int32_t feature;
+} Cuts;
+
+#ifdef HAS_VECTORS
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vbmi,popcnt")))
+
+/* Where three levels lead to, by the bits of their seven nodes. */
+static uint8_t exits[128];
+
+static void
+fill_exits(void)
+{
+    for (unsigned rights = 0; rights < 128; rights++) {
+        unsigned node = 0;
+        for (int level = 0; level < 3; level++)
+            node = 2 * node + 1 + (rights >> node & 1);
+        exits[rights] = (uint8_t)(node - 7);
+    }
+}
+
+/* `width` is the bytes of a row's ranks. Whether a value is missing. */
+AVX512 static int
+rank_rows(const Cuts *cuts, Py_ssize_t ranked, const float *rows, Py_ssize_t columns, Py_ssize_t size, int width,
+          uint8_t *ranks)
+{
+    int missing = 0;
+    for (Py_ssize_t column = 0; column < ranked; column++) {
+        const Cuts *own = cuts + column;
+        __m512 last = _mm512_loadu_ps(own->last);
+        for (Py_ssize_t row = 0; row < size; row++) {
+            float x = rows[row * columns + own->feature];
+            __m512 every = _mm512_set1_ps(x);
+            int part = __builtin_popcount(_mm512_cmp_ps_mask(every, last, _CMP_GE_OQ));
+            int rest = __builtin_popcount(_mm512_cmp_ps_mask(every, _mm512_loadu_ps(own->part[part]), _CMP_GE_OQ));
+            missing |= x != x;
+            ranks[row * width + column] = (uint8_t)((1 + 16 * part + rest) & -(x == x));
+        }
+    }
+    return missing;
+}
+
+/* Whether each row goes to the right at each node, as the bits of `Top`. */
+AVX512 static void
+compare(const Top *top, const uint8_t *ranks, Py_ssize_t size, int width, int missing, uint64_t *rights)
+{
+    __m512i column = _mm512_loadu_si512(top->column), threshold = _mm512_loadu_si512(top->threshold);
+    for (Py_ssize_t row = 0; row < size; row++, ranks += width) {
+        __m512i own = _mm512_loadu_si512(ranks), rank;
+        if (width == 64)
+            rank = _mm512_permutexvar_epi8(column, own);
+        else
+            rank = _mm512_permutex2var_epi8(own, column, _mm512_loadu_si512(ranks + 64));
+        if (width == 256)
+            rank = _mm512_mask_mov_epi8(rank, _mm512_movepi8_mask(column),
+                                        _mm512_permutex2var_epi8(_mm512_loadu_si512(ranks + 128), column,
+                                                                 _mm512_loadu_si512(ranks + 192)));
+        rights[row] = _mm512_cmpgt_epu8_mask(rank, threshold);
+        if (missing)
+            rights[row] |= _mm512_testn_epi8_mask(rank, rank) & top->missing_right;
+    }
+}
+
+/* The exit of each of BLOCK rows: its three upper levels say which byte has its three lower ones. */
+AVX512 static void
+find_exits(const uint64_t *rights, Py_ssize_t size, uint8_t *found)
+{
+    uint64_t uppers[BLOCK / 8] = {0};
+    for (Py_ssize_t eight = 0; 8 * eight < size; eight++)
+        uppers[eight] = _mm512_movepi8_mask(_mm512_loadu_si512(rights + 8 * eight));
+    __m512i low = _mm512_loadu_si512(exits), high = _mm512_loadu_si512(exits + 64), lower = _mm512_setzero_si512();
+    __m512i part = _mm512_slli_epi16(_mm512_permutex2var_epi8(low, _mm512_loadu_si512(uppers), high), 3);
+    __m512i byte = _mm512_or_si512(_mm512_srli_epi16(part, 3), _mm512_set1_epi64(0x3830282018100800));
+    for (Py_ssize_t eight = 0; 8 * eight < size; eight++)
+        lower = _mm512_mask_permutexvar_epi8(lower, (__mmask64)0xff << 8 * eight, byte,
+                                             _mm512_loadu_si512(rights + 8 * eight));
+    _mm512_storeu_si512(found, _mm512_or_si512(part, _mm512_permutex2var_epi8(low, lower, high)));
+}
+
+AVX512 static void
+add_values(const float *value, const uint8_t *found, Py_ssize_t size, float *sums)
+{
+    __m512 first = _mm512_loadu_ps(value), second = _mm512_loadu_ps(value + 16), third = _mm512_loadu_ps(value + 32),
+           fourth = _mm512_loadu_ps(value + 48);
+    for (Py_ssize_t row = 0; row < size; row += 16) {
+        __mmask16 own = (__mmask16)(size - row < 16 ? (1 << (size - row)) - 1 : 0xffff);
+        __m512i at = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(found + row)));
+        __m512 lower = _mm512_permutex2var_ps(first, at, second), upper = _mm512_permutex2var_ps(third, at, fourth);
+        __m512 each = _mm512_mask_mov_ps(lower, _mm512_test_epi32_mask(at, _mm512_set1_epi32(32)), upper);
+        _mm512_mask_storeu_ps(sums + row, own, _mm512_add_ps(_mm512_maskz_loadu_ps(own, sums + row), each));
+    }
+}
+
+static void
+sum_tops(const Node *nodes, const Top *tops, const Cuts *cuts, Py_ssize_t trees, Py_ssize_t ranked, const float *rows,
+         Py_ssize_t columns, Py_ssize_t count, float *sums)
+{
+    _Alignas(64) uint8_t ranks[BLOCK * MAX_RANKED], found[BLOCK];
+    uint64_t rights[BLOCK] = {0};
+    uint32_t at[BLOCK];
+    int width = ranked <= 64 ? 64 : ranked <= 128 ? 128 : 256;
+    for (Py_ssize_t begin = 0; begin < count; begin += BLOCK) {
+        Py_ssize_t size = count - begin < BLOCK ? count - begin : BLOCK;
+        const float *block = rows + begin * columns;
+        int missing = rank_rows(cuts, ranked, block, columns, size, width, ranks);
+        for (const Top *top = tops; top < tops + trees; top++) {
+            compare(top, ranks, size, width, missing, rights);
+            find_exits(rights, size, found);
+            const Node *tree = nodes + top->root;
+            if (top->depth <= TOP_LEVELS) {
+                add_values(top->exit.value, found, size, sums + begin);
+                continue;
+            }
+            for (Py_ssize_t row = 0; row < size; row++) {
+                at[row] = top->exit.node[found[row]];
+                __builtin_prefetch(tree + at[row]); /* of many deep trees, they are not in the cache */
+            }
+            if (missing)
+                walk_block(tree, top->depth - TOP_LEVELS, block, columns, size, at, sums + begin, 1);
+            else
+                walk_block(tree, top->depth - TOP_LEVELS, block, columns, size, at, sums + begin, 0);
+        }
+    }
+}
+#endif
 
 /* As `common::Sigmoid` of XGBoost. */
 static float
@@ -94,18 +253,20 @@ margin(float probability)
     return -logf(1.0f / probability - 1.0f);
 }
 
+/* `trees` and `rest` are roots and depths, or tops and cuts. */
 static PyObject *
-predict(PyObject *Py_UNUSED(module), PyObject *args)
+fill(PyObject *args, int with_ranks)
 {
-    Py_buffer nodes, roots, depths, matrix, scores, margins;
+    Py_buffer nodes, trees, rest, matrix, scores, margins;
     Py_ssize_t columns;
     float base;
     int logistic;
-    if (!PyArg_ParseTuple(args, "y*y*y*fpy*nw*z*", &nodes, &roots, &depths, &base, &logistic, &matrix, &columns,
+    if (!PyArg_ParseTuple(args, "y*y*y*fpy*nw*z*", &nodes, &trees, &rest, &base, &logistic, &matrix, &columns,
                           &scores, &margins))
         return NULL;
-    Py_ssize_t trees = roots.len / (Py_ssize_t)sizeof(int32_t), count = scores.len / (Py_ssize_t)sizeof(float);
-    int fits = columns > 0 && columns <= PY_SSIZE_T_MAX / (Py_ssize_t)sizeof(float) && depths.len == roots.len
+    Py_ssize_t count = scores.len / (Py_ssize_t)sizeof(float);
+    int fits = columns > 0 && columns <= PY_SSIZE_T_MAX / (Py_ssize_t)sizeof(float)
+               && (with_ranks ? rest.len <= MAX_RANKED * (Py_ssize_t)sizeof(Cuts) : rest.len == trees.len)
                && matrix.len / (columns * (Py_ssize_t)sizeof(float)) >= count
                && (!margins.buf || margins.len == scores.len);
     if (fits) {
@@ -114,7 +275,14 @@ predict(PyObject *Py_UNUSED(module), PyObject *args)
             base = margin(base);
         for (Py_ssize_t row = 0; row < count; row++)
             sums[row] = margins.buf ? ((const float *)margins.buf)[row] : base;
-        sum_trees(nodes.buf, roots.buf, depths.buf, trees, matrix.buf, columns, count, sums);
+#ifdef HAS_VECTORS
+        if (with_ranks)
+            sum_tops(nodes.buf, trees.buf, rest.buf, trees.len / (Py_ssize_t)sizeof(Top),
+                     rest.len / (Py_ssize_t)sizeof(Cuts), matrix.buf, columns, count, sums);
+        else
+#endif
+            sum_trees(nodes.buf, trees.buf, rest.buf, trees.len / (Py_ssize_t)sizeof(int32_t), matrix.buf, columns, count,
+                      sums);
         if (logistic)
             for (Py_ssize_t row = 0; row < count; row++)
                 sums[row] = sigmoid(sums[row]);
@@ -122,8 +290,8 @@ predict(PyObject *Py_UNUSED(module), PyObject *args)
         PyErr_SetString(PyExc_ValueError, "fewer rows than scores, fewer depths than trees, or not a margin a row");
     }
     PyBuffer_Release(&nodes);
-    PyBuffer_Release(&roots);
-    PyBuffer_Release(&depths);
+    PyBuffer_Release(&trees);
+    PyBuffer_Release(&rest);
     PyBuffer_Release(&matrix);
     PyBuffer_Release(&scores);
     if (margins.buf)
@@ -133,8 +301,23 @@ predict(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *
+predict(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    return fill(args, 0);
+}
+
+#ifdef HAS_VECTORS
+static PyObject *
+predict_by_ranks(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    return fill(args, 1);
+}
+#endif
+
 static PyMethodDef methods[] = {
     {"predict", predict, METH_VARARGS, "Fill an array with the scores of a matrix; see `forest.Forest`."},
+    {NULL, NULL, 0, NULL}, /* `predict_by_ranks`, where the processor has the vectors */
     {NULL, NULL, 0, NULL},
 };
 
@@ -145,5 +328,13 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC
 PyInit__forest(void)
 {
+#ifdef HAS_VECTORS
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vbmi")) {
+        fill_exits();
+        methods[1] = (PyMethodDef){"predict_by_ranks", predict_by_ranks, METH_VARARGS,
+                                   "As `predict`, with tops and cuts instead of roots and depths."};
+    }
+#endif
     return PyModuleDef_Init(&definition);
 }

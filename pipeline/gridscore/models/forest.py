@@ -8,6 +8,7 @@ loads a model proves that both give the same bits (see `loaded`), and takes XGBo
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +17,12 @@ from gridscore.compiled import compiled
 from gridscore.models.description import tree_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
+
+    Way = Callable[[NDArray[np.float32], int, NDArray[np.float32], NDArray[np.float32] | None], None]
+    """Fills scores; see `Forest.predict`."""
 
 _IDENTITY = frozenset(
     (
@@ -43,6 +47,30 @@ _LEAF = -1
 
 _fast = compiled("gridscore.models._forest")
 
+MANY_ROWS = 16
+"""So many rows, and more, are predicted by their ranks, where the processor and the model are for it."""
+
+# As `Top` and `Cuts` of `_forest.c`.
+_TOP = np.dtype(
+    [
+        ("column", np.uint8, 64),
+        ("threshold", np.uint8, 64),
+        ("missing_right", np.uint8, 8),
+        ("root", np.int32),
+        ("depth", np.int32),
+        ("exit", np.uint32, 64),
+    ]
+)
+_CUTS = np.dtype([("last", np.float32, 16), ("part", np.float32, (16, 16)), ("feature", np.int32)])
+_TOP_LEVELS = 6
+_MAX_RANKED = 256
+_MAX_CUTS = 254
+_NEVER = 255
+
+_STEPS_OF_TOP = 3
+_STEPS_OF_RANK = 4
+"""What one row's way through a top, and one of its ranks, cost in steps from node to node, with `MANY_ROWS` rows."""
+
 
 class Forest:
     """The trees of one model. Get one from `of`.
@@ -52,6 +80,7 @@ class Forest:
         roots: Where each tree begins.
         columns: Features of a row.
         steps: From node to node that one row takes.
+        ways: By which it predicts: for few rows, and, if it has another, for many.
     """
 
     def __init__(
@@ -63,9 +92,11 @@ class Forest:
         base: float,
         logistic: bool,
     ) -> None:
-        self._trees = nodes, roots, depths, base, logistic
         self.nodes, self.roots, self.columns = nodes, roots, columns
         self.steps = int(depths.sum()) + len(roots)
+        self.ways: tuple[Way, ...] = (_way("predict", nodes, roots, depths, base, logistic),)
+        if hasattr(_fast, "predict_by_ranks") and (ranked := _rank(nodes, roots, depths)):
+            self.ways += (_way("predict_by_ranks", nodes, *ranked, base, logistic),)
 
     @property
     def features(self) -> NDArray[np.int64]:
@@ -105,12 +136,15 @@ class Forest:
         nodes = np.concatenate([nodes for nodes, _ in laid])
         return cls(nodes, roots, depths, int(parameters["num_feature"]), float(score), logistic)
 
-    def predict(self, matrix: NDArray[np.float32], margins: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    def predict(
+        self, matrix: NDArray[np.float32], margins: NDArray[np.float32] | None = None, way: Way | None = None
+    ) -> NDArray[np.float32]:
         """Scores of the rows of a matrix; one that is not C-contiguous float32 is copied first.
 
         Args:
             matrix: Shape (n, features).
             margins: float32 of shape (n,), instead of the model's base score.
+            way: One of `ways`, instead of the faster one.
 
         Returns:
             float32 of shape (n,).
@@ -123,8 +157,14 @@ class Forest:
         if columns != self.columns:
             raise ValueError(f"{columns} columns, but the model has {self.columns} features")
         scores = np.empty(rows, np.float32)
-        _fast.predict(*self._trees, matrix, columns, scores, margins)  # type: ignore[union-attr]
+        (way or self.ways[-1 if rows >= MANY_ROWS else 0])(matrix, columns, scores, margins)
         return scores
+
+
+def _way(name: str, *arguments: NDArray[Any] | float) -> Way:
+    # Views are had sooner than arrays, which one row notices.
+    views = (memoryview(each) if isinstance(each, np.ndarray) else each for each in arguments)
+    return partial(getattr(_fast, name), *views)
 
 
 def _base_score(text: str) -> np.float32:
@@ -152,3 +192,59 @@ def _lay_out(tree: Mapping[str, Any]) -> tuple[NDArray[Any], int]:
     nodes["child"] = np.where(leaf, np.arange(len(order)), 2 * np.cumsum(~leaf) - 1)
     nodes["value"] = np.where(leaf, conditions[order], np.float32(0))
     return nodes, len(levels) - 1
+
+
+def _rank(
+    nodes: NDArray[Any], roots: NDArray[np.int32], depths: NDArray[np.int32]
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """The upper levels of each tree, and the thresholds that rank values for them; None if it does not pay."""
+    most = min(_MAX_RANKED, (int(depths.sum()) + (1 - _STEPS_OF_TOP) * len(roots)) // _STEPS_OF_RANK)
+    inner = np.flatnonzero(~np.isnan(nodes["threshold"]))
+    split_on = nodes["feature"][inner] & ~_MISSING_RIGHT
+    features, starts = np.unique(np.sort(split_on), return_index=True)
+    if len(features) > most:
+        return None
+    columns, ranks = np.zeros(len(nodes), np.uint8), np.full(len(nodes), _NEVER, np.uint8)
+    parts: list[tuple[int, NDArray[np.float32]]] = []
+    for feature, own in zip(features, np.split(inner[np.argsort(split_on)], starts[1:]), strict=False):
+        thresholds, places = np.unique(nodes["threshold"][own], return_inverse=True)
+        columns[own], ranks[own] = len(parts) + places // _MAX_CUTS, 1 + places % _MAX_CUTS
+        parts += [(feature, thresholds[at : at + _MAX_CUTS]) for at in range(0, len(thresholds), _MAX_CUTS)]
+    if len(parts) > most:
+        return None
+    cuts = np.zeros(len(parts), _CUTS)
+    for row, (feature, thresholds) in zip(cuts, parts, strict=True):
+        padded = np.full(256, np.nan, np.float32)
+        padded[: len(thresholds)] = thresholds
+        row["part"], row["feature"] = padded.reshape(16, 16), feature
+    cuts["last"] = cuts["part"][:, :, -1]
+    return _lay_out_tops(nodes, roots, depths, columns, ranks), cuts
+
+
+def _lay_out_tops(
+    nodes: NDArray[Any],
+    roots: NDArray[np.int32],
+    depths: NDArray[np.int32],
+    columns: NDArray[np.uint8],
+    ranks: NDArray[np.uint8],
+) -> NDArray[Any]:
+    tops = np.zeros(len(roots), _TOP)
+    tops["threshold"], tops["root"], tops["depth"] = _NEVER, roots, depths
+    missing_right = np.zeros((len(roots), 64), np.bool_)
+    root = roots[:, None]
+    at = np.zeros((len(roots), 1), np.int32)  # of each tree, the nodes of a level from left to right
+    for level in range(_TOP_LEVELS):
+        number = np.arange(1 << level)
+        if level < 3:  # half of the levels; see `Top` for where their bits are
+            bits = 8 * ((1 << level) - 1 + number) + 7
+        else:
+            within = 1 << level - 3
+            bits = 8 * (number // within) + within - 1 + number % within
+        tops["column"][:, bits], tops["threshold"][:, bits] = columns[root + at], ranks[root + at]
+        missing_right[:, bits] = nodes["feature"][root + at] >> 31
+        left = nodes["child"][root + at]
+        at = np.stack([left, left + (left != at)], axis=2).reshape(len(roots), -1)  # a leaf leads to itself
+    tops["missing_right"] = np.packbits(missing_right, axis=1, bitorder="little")
+    is_deeper = (depths > _TOP_LEVELS)[:, None]
+    tops["exit"] = np.where(is_deeper, at.view(np.uint32), nodes["value"][root + at].view(np.uint32))
+    return tops

@@ -9,6 +9,7 @@ as many, drawn evenly from all trees, as the work allows.
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -39,30 +40,24 @@ _SIZES = (1, 3, 16, 17, 64, 1024)
 
 
 def gives_same_bits(forest: Forest, predict: Predict) -> bool:
-    """Whether both score alike, bit for bit."""
+    """Whether both score alike, bit for bit, by each way that the forest has."""
     most = max(1, SLICE_WORK // forest.steps)
-    turn = 0
+    sizes = cycle(min(size, most) for size in _SIZES)
     for rows in probe_rows(forest):
         expected = predict(rows)
-        margins = rows[:, 0].copy()
-        begin = 0
-        while begin < len(rows):
-            size = min(_SIZES[turn % len(_SIZES)], most)
-            turn += 1
-            part = rows[begin : begin + size]
-            if forest.predict(part).tobytes() != expected[begin : begin + size].tobytes():
+        few = rows[:most]
+        margins = np.nan_to_num(few[:, 0], posinf=1.0, neginf=-1.0)
+        expected_with_margins = predict(few, margins).tobytes()
+        for way in forest.ways:
+            begin = 0
+            while begin < len(rows):
+                end = begin + next(sizes)
+                if forest.predict(rows[begin:end], way=way).tobytes() != expected[begin:end].tobytes():
+                    return False
+                begin = end
+            if forest.predict(few, margins, way).tobytes() != expected_with_margins:
                 return False
-            begin += size
-        if not _same_with_margins(forest, predict, rows[:most], margins[:most]):
-            return False
     return True
-
-
-def _same_with_margins(
-    forest: Forest, predict: Predict, rows: NDArray[np.float32], margins: NDArray[np.float32]
-) -> bool:
-    margins = np.nan_to_num(margins, posinf=1.0, neginf=-1.0)
-    return forest.predict(rows, margins).tobytes() == predict(rows, margins).tobytes()
 
 
 def probe_rows(forest: Forest) -> Iterator[NDArray[np.float32]]:
