@@ -46,3 +46,12 @@ def test_a_typing_error_gets_a_suggestion_from_all_commands():
     )
     assert ended.returncode == 2
     assert "status" in ended.stderr
+
+
+def test_a_module_that_the_image_for_workers_lacks_is_named_without_a_traceback():
+    code = "import sys; from gridscore.cli import main; sys.modules['pandas'] = None; main()"
+    words = ["load", "jobs/payments/job.yaml", "--lookups", "jobs/payments/lookups"]
+    ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: The module `pandas` is not installed here.\n")
+    assert "Traceback" not in ended.stderr

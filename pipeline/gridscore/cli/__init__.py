@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gridscore.errors import GridError, GridscoreError
+from gridscore.errors import GridError, GridscoreError, UsageError
 
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EROFS)
 
@@ -167,6 +167,12 @@ def main() -> None:
         sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("", "gridscore"):
+            raise
+        logging.getLogger(__name__).debug("where it happened", exc_info=error)
+        refusal = UsageError(f"The module `{error.name}` is not installed here.", "The image for workers lacks some.")
+        sys.exit(_report(refusal))
     except OSError as error:
         if error.errno is None:  # not from the system, so from our own code
             raise
