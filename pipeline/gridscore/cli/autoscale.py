@@ -180,7 +180,7 @@ async def _with_processes(grid: Grid, job: str, policy: Policy, connection: Conn
 
 
 def _elsewhere(overview: Overview, ours: Collection[int]) -> int:
-    """Workers that score for the job, and are no processes of ours, running or just ended."""
+    """Workers that score for the job, and are not processes of ours, running or just ended."""
     host, scoring = socket.gethostname(), overview.jobs[0].figures
     return sum(each.id in scoring and not (each.host == host and each.pid in ours) for each in overview.workers)
 

@@ -121,7 +121,7 @@ def restore(
         print_json({"restored": not dry_run, **to_json(point, steps)})
         return
     rows = [(step.map, len(step.missing), step.there, step.other) for step in steps]
-    print_table(("MAP", "RESTORED" if not dry_run else "TO RESTORE", "THERE", "OTHERWISE"), rows, empty="")
+    print_table(("MAP", "RESTORED" if not dry_run else "TO RESTORE", "THERE", "DIFFERENT"), rows, empty="")
     age = duration_text(max(0.0, time.time() - point.at))
     say(f"Restore point {point.number}, {age} old. {_positions_text(point)}", to=console)
     if dry_run:

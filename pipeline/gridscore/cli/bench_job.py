@@ -110,9 +110,7 @@ def _print(report: dict[str, Any]) -> None:
         ),
     )
     if report["worker"]["member_cpu_us_per_event"] is None:
-        console.print(
-            "members' CPU: not measured; it is of a cluster that `gridscore up` runs on this machine", style="dim"
-        )
+        console.print("members' CPU: measured only of a cluster that `gridscore up` runs on this machine", style="dim")
     print_stages(report["worker_stage_us_per_event"])
     latency = report["latency"]
     console.print(

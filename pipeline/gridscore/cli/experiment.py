@@ -38,10 +38,10 @@ def start(
         str, typer.Option("--key", metavar="EXPRESSION", help="What tells entities apart. Else the event's key.")
     ] = "",
     max_errors: Annotated[
-        float, typer.Option("--max-errors", min=0, max=1, help="End it at so many events without a score: a part.")
+        float, typer.Option("--max-errors", min=0, max=1, help="End it if a larger part of its events has no score.")
     ] = 0.01,
-    max_us: Annotated[float | None, typer.Option("--max-us", help="End it at so much CPU time a row.")] = None,
-    max_psi: Annotated[float | None, typer.Option("--max-psi", help="End it at such a shift of scores.")] = None,
+    max_us: Annotated[float | None, typer.Option("--max-us", help="End it at more CPU microseconds a row.")] = None,
+    max_psi: Annotated[float | None, typer.Option("--max-psi", help="End it if scores shift by a larger PSI.")] = None,
     least: Annotated[int, typer.Option("--least", min=1, help="Events before it is judged, and in each step.")] = 500,
     allow_changed_features: AllowChanged = False,
     why: Why = "",

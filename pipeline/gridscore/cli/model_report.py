@@ -19,7 +19,7 @@ def report(
     job: Annotated[str, typer.Argument(help="Name of the job.", show_default=False)],
     *,
     last: Annotated[
-        str | None, typer.Option("--last", metavar="TIME", help="Only results of so long, such as 7d; default: all.")
+        str | None, typer.Option("--last", metavar="TIME", help="Only results no older than this, as 7d. Else all.")
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with plots.")] = None,
     connection: Connection,

@@ -191,7 +191,7 @@ class ExperimentVerbs:
         if found.state == "ended":
             raise UsageError(
                 f"The experiment has ended: {found.why}",
-                f"Stop it: `gridscore experiment stop {job}`. `gridscore model promote` promotes the version as ever.",
+                f"Stop it: `gridscore experiment stop {job}`. `gridscore model promote` still promotes the version.",
             )
         if alias is None:
             raise UsageError(

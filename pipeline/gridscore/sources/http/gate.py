@@ -1,7 +1,7 @@
 """The gate before everything that is served: pages of other origins, and who may not, come no further.
 
 It stands before the routes, so that whatever is added behind it is closed until `FREE` or `_needs` names it, unless it
-guards itself. Who is refused waits for the answer, the longer the more often that has happened: guessing is slow.
+guards itself. Each refusal of an address takes longer than the one before, so that guessing is slow.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ class Combined(LogFormat):
 
 
 def format_of(settings: LogfileSourceSettings) -> Callable[[bytes], LogFormat]:
-    """A function that makes the format of a file from its first record, or raises a ValueError if that is no header."""
+    """A function that makes a file's format from its first record, or raises a ValueError if that is not a header."""
     types = settings.types
     if settings.format == "json":
         return lambda _: JsonLines()

@@ -120,7 +120,7 @@ class MessageDecoder:
         if isinstance(value, dict):
             return value
         if self._settings.value_field is None or isinstance(value, list):
-            raise ValueError("It is JSON, but no object; a plain value needs a `value_field` to go to.")
+            raise ValueError("It is JSON, but not an object; a plain value needs a `value_field` to go to.")
         return None
 
     @staticmethod
