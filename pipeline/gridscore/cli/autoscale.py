@@ -16,7 +16,7 @@ import msgspec
 import typer
 
 from gridscore.cli.containers import Image  # noqa: TC001 -- typer reads the annotations
-from gridscore.cli.options import Connection, Json, answered, connected, grid_settings, run_on
+from gridscore.cli.options import Connection, Json, answered, ask, connected, grid_settings
 from gridscore.cli.output import errors, print_json, print_table, run, safe
 from gridscore.cli.worker import command_of, supervise, supervised
 from gridscore.errors import ContainerError, GridError, GridscoreError, UsageError
@@ -321,7 +321,7 @@ async def _execute(words: list[str]) -> None:
 def _explain(job: str, connection: Connection, *, as_json: bool) -> None:
     from gridscore.operations.autoscale import kept
 
-    found: list[Decision] = run_on(connection, lambda grid: kept(grid, job))
+    found: list[Decision] = ask(connection, lambda grid: kept(grid, job))
     if as_json:
         print_json([{"at": each.at, "workers": each.workers, "target": each.target, "why": each.why} for each in found])
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from gridscore.cli.options import App, Connection, Json, connected, run_on, valid
+from gridscore.cli.options import App, Connection, Json, ask, connected, run_on, valid
 from gridscore.cli.output import confirmed, console, print_json, print_table, progress_bar, run, say, visible
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def list_(
         total, letters = await list_letters(grid, job, limit, last)
         return total, letters, await superseded(grid, record.job, (each.dead for each in letters)) if record else {}
 
-    total, letters, over = run_on(connection, main)
+    total, letters, over = ask(connection, main)
     if as_json:
         print_json([_plain(letter_id, dead, over.get(dead.id)) for letter_id, dead in letters])
         return
@@ -92,7 +92,7 @@ def show(
     """
     from gridscore.dead_letters.letters import get_letter
 
-    dead = run_on(connection, lambda grid: get_letter(grid, job, key))
+    dead = ask(connection, lambda grid: get_letter(grid, job, key))
     if as_json:
         print_json(_plain(key, dead))
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import Connection, Json, run_on
+from gridscore.cli.options import Connection, Json, ask
 from gridscore.cli.output import console, print_json, safe
 from gridscore.errors import GridError
 
@@ -50,7 +50,7 @@ def doctor(
         found += [each for each in capacities if each is not None]
         return [*found, *await _records(grid), *await _backups(grid)]
 
-    findings: list[Finding] = run_on(connection, main)
+    findings: list[Finding] = ask(connection, main)
     if as_json:
         print_json([{"level": f.level, "what": f.what, "detail": f.detail, "advice": f.advice} for f in findings])
     else:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gridscore.cli.options import Connection, Json, run_on
+from gridscore.cli.options import Connection, Json, ask
 from gridscore.cli.output import console, print_json, print_table, say
 from gridscore.cli.status import UNHEALTHY
 
@@ -25,7 +25,7 @@ def drift(
     """
     from gridscore.operations.drift import drift as look
 
-    found = run_on(connection, lambda grid: look(grid, job))
+    found = ask(connection, lambda grid: look(grid, job))
     if as_json:
         print_json(found)
     else:

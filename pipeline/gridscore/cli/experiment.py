@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import AllowChanged, App, Connection, Json, Override, Why, run_on, valid
+from gridscore.cli.options import AllowChanged, App, Connection, Json, Override, Why, ask, run_on, valid
 from gridscore.cli.output import console, print_json, print_table, say
 from gridscore.errors import UsageError
 
@@ -94,7 +94,7 @@ def status(job: Job, *, connection: Connection, as_json: Json = False) -> None:
     """
     from gridscore.client import Client
 
-    _show(run_on(connection, lambda grid: Client(grid).experiment(job)), as_json=as_json)
+    _show(ask(connection, lambda grid: Client(grid).experiment(job)), as_json=as_json)
 
 
 @app.command()

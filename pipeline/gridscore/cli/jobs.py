@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import AllowChanged, App, Connection, Json, Override, Why, answered, run_on
+from gridscore.cli.options import AllowChanged, App, Connection, Json, Override, Why, ask, run_on
 from gridscore.cli.output import console, one_line, print_json, print_table, print_warnings, safe
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def jobs(context: typer.Context, *, connection: Connection, as_json: Json = Fals
         return
     from gridscore.operations.flow import GONE, INVALID, REPAIR, FlowObserver, orphaned
 
-    flow = run_on(connection, lambda grid: answered(grid, FlowObserver(grid).look()))
+    flow = ask(connection, lambda grid: FlowObserver(grid).look())
     statuses = flow.overview.jobs
     if as_json:
         gone = [{"name": name, "state": GONE, "error": orphaned(name).text} for name in flow.gone]

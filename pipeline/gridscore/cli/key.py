@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gridscore.cli.options import App, Connection, Json, run_on, valid
+from gridscore.cli.options import App, Connection, Json, ask, run_on, valid
 from gridscore.cli.output import console, print_json, print_table, say
 from gridscore.errors import UsageError
 from gridscore.keys import Keys, Role
@@ -57,7 +57,7 @@ def list_(*, connection: Connection, as_json: Json = False) -> None:
 
     Example: [bold]gridscore key list --json[/]
     """
-    found = run_on(connection, lambda grid: Keys(grid).list())
+    found = ask(connection, lambda grid: Keys(grid).list())
     if as_json:
         print_json([key.to_json() for key in found])
         return
@@ -98,7 +98,7 @@ def log(*, connection: Connection, as_json: Json = False) -> None:
     """
     from gridscore.operations.actions import ActionLog
 
-    found = run_on(connection, lambda grid: ActionLog(grid).list())
+    found = ask(connection, lambda grid: ActionLog(grid).list())
     if as_json:
         import msgspec
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gridscore.cli import model_files, model_moves, model_report
-from gridscore.cli.options import AllowChanged, App, Connection, Json, Override, Why, run_on
+from gridscore.cli.options import AllowChanged, App, Connection, Json, Override, Why, ask, run_on
 from gridscore.cli.output import console, counted, print_json, print_table, print_warnings, safe, say
 from gridscore.texts import count_text
 
@@ -144,7 +144,7 @@ def list_(*, connection: Connection, as_json: Json = False) -> None:
     """
     from gridscore.models import Registry
 
-    models = run_on(connection, lambda grid: Registry(grid).list())
+    models = ask(connection, lambda grid: Registry(grid).list())
     if as_json:
         print_json([model.to_json() for model in models])
         return

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import AllowChanged, Connection, Json, Override, Why, run_on
+from gridscore.cli.options import AllowChanged, Connection, Json, Override, Why, ask, run_on
 from gridscore.cli.output import console, print_json, print_table, print_warnings, say
 from gridscore.errors import UsageError
 
@@ -195,7 +195,7 @@ def log(name: Name, *, connection: Connection, as_json: Json = False) -> None:
     """
     from gridscore.models import Registry
 
-    entries = run_on(connection, lambda grid: Registry(grid).log(name))
+    entries = ask(connection, lambda grid: Registry(grid).log(name))
     if as_json:
         import msgspec
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 import typer
 
 from gridscore.cli.output import errors, run, safe
-from gridscore.errors import GridError, SettingsError, UsageError
+from gridscore.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
     from gridscore.grid import Grid, GridSettings
 
-_ANSWER_SECONDS = 15.0
+_ANSWER_SECONDS, _TIMES = 15.0, 4
 
 _T = TypeVar("_T")
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
@@ -173,25 +173,29 @@ def run_on(connection: Connection, work: Callable[[Grid], Coroutine[Any, Any, _T
     return result
 
 
+def ask(connection: Connection, question: Callable[[Grid], Coroutine[Any, Any, _T]]) -> _T:
+    """Connect, and ask: unlike work, a question changes nothing, and is given up where a member does not answer."""
+    return run_on(connection, lambda grid: answered(grid, question(grid)))
+
+
 async def answered(grid: Grid, asking: Awaitable[_T]) -> _T:
-    """What the cluster answers.
+    """What the cluster answers; it is given longer while no member is silent.
 
     Raises:
         GridError: It does not answer in time; the message names the members that are silent.
     """
-    try:
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            return await asking
-    except TimeoutError:
-        from gridscore.grid.connection import SILENT_HINT
-        from gridscore.grid.management import silent_members
+    from gridscore.grid.management import silent_members, unanswered
 
-        silent = ", ".join(await silent_members(grid))
-        what = f": there is no answer from {silent}" if silent else ""
-        raise GridError(
-            f"The cluster did not answer in {_ANSWER_SECONDS:.0f} seconds{what}.",
-            SILENT_HINT if silent else "Its members answer, but slowly: `gridscore doctor` looks at them.",
-        ) from None
+    asked, seconds = asyncio.ensure_future(asking), 0.0
+    try:
+        while not (await asyncio.wait({asked}, timeout=_ANSWER_SECONDS))[0]:
+            seconds += _ANSWER_SECONDS
+            if (silent := await silent_members(grid)) or seconds >= _ANSWER_SECONDS * _TIMES:
+                raise unanswered(silent, seconds)
+        return asked.result()
+    finally:
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
 
 
 def valid(kind: Any, option: str, text: str) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import Connection, Json, run_on
+from gridscore.cli.options import Connection, Json, ask, run_on
 from gridscore.cli.output import confirmed, console, print_json, safe
 from gridscore.errors import UsageError
 
@@ -35,7 +35,7 @@ def repair(
     async def apply(grid: Grid) -> list[bool]:
         return [await do(grid, each) for each in found]
 
-    found = run_on(connection, find_repairs)
+    found = ask(connection, find_repairs)
     if not as_json:
         _show(found)
     done: list[bool | None] = [None] * len(found)

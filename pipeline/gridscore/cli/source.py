@@ -11,7 +11,7 @@ import typer
 
 from gridscore.cli.logs import Format, LogFormat
 from gridscore.cli.metrics import Metrics, address_of, exposed
-from gridscore.cli.options import App, Connection, Json, answered, connected, run_on
+from gridscore.cli.options import App, Connection, Json, ask, connected, run_on
 from gridscore.cli.output import console, one_line, print_json, print_table, say
 from gridscore.cli.plug_run import Line, run_until_told, running
 from gridscore.cli.plugs import PlugGroup, chosen, note_of_map
@@ -71,7 +71,7 @@ def list_(*, connection: Connection, as_json: Json = False) -> None:
 
     from gridscore.sources.status import source_records
 
-    found = run_on(connection, lambda grid: answered(grid, source_records(grid)))
+    found = ask(connection, source_records)
     if as_json:
         print_json([msgspec.structs.asdict(each) for each in found])
         return

@@ -16,6 +16,7 @@ from hazelcast.security import BasicTokenProvider
 from gridscore.errors import ClusterReplacedError, ConnectionFailedError, GridError, MapNotFoundError
 from gridscore.grid import transport
 from gridscore.grid.heap import HeapWatch
+from gridscore.grid.management import SILENT_HINT
 from gridscore.grid.records import BadRecords
 from gridscore.grid.watches import Watched, Watches
 
@@ -31,12 +32,6 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 DEFAULT_ADDRESS = "127.0.0.1:5701"
-
-SILENT_HINT = (
-    "Its process or its machine is stopped, or hangs: let it go on, or end it. The others drop a member that is silent "
-    "for a minute (`hazelcast.max.no.heartbeat.seconds`), and take over what it has."
-)
-"""What to do about members that do not answer."""
 
 SEARCHES = 4
 """How many reads that look for events that were just put may be under way at once."""

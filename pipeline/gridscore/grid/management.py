@@ -31,10 +31,16 @@ from gridscore.grid import transport
 from gridscore.grid.metrics import Sample, heap_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from uuid import UUID
 
     from gridscore.grid.connection import Grid
+
+SILENT_HINT = (
+    "Its process or its machine is stopped, or hangs: let it go on, or end it. The others drop a member that is silent "
+    "for a minute (`hazelcast.max.no.heartbeat.seconds`), and take over what it has."
+)
+"""What to do about members that do not answer."""
 
 _READ_METRICS = 0x200100
 _GET_MEMBER_CONFIG = 0x200500
@@ -165,6 +171,14 @@ async def silent_members(grid: Grid) -> list[str]:
     members, open_now = grid.members, transport.member_connections(grid.client)
     silent = await asyncio.gather(*(is_silent(open_now.get(member.uuid)) for member in members))
     return [address_of(member) for member, each in zip(members, silent, strict=True) if each]
+
+
+def unanswered(silent: Sequence[str], seconds: float) -> GridError:
+    """The error that the cluster has not answered for so long; it names the members that are silent."""
+    text = f"The cluster did not answer in {seconds:.0f} seconds"
+    if silent:
+        return GridError(f"{text}: there is no answer from {', '.join(silent)}.", SILENT_HINT)
+    return GridError(f"{text}.", "Its members answer, but slowly: their logs, and their heap, may say why.")
 
 
 async def first_config(grid: Grid) -> MemberConfig | None:

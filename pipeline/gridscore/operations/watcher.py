@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridscoreError, JobError
+from gridscore.grid.management import silent_members, unanswered
 from gridscore.operations.flow import FlowObserver, History
 from gridscore.texts import clock_text
 
@@ -36,13 +37,14 @@ class Watcher:
     """
 
     def __init__(self, grid: Grid, job: str | None = None) -> None:
-        self._observer = FlowObserver(grid, job)
+        self._grid, self._observer = grid, FlowObserver(grid, job)
         self.flow: Flow | None = None
         self.seen_at = ""
         self.history = History(_WINDOW_SECONDS)
         self._looking: asyncio.Task[Flow] | None = None
         self._asked_at = self._answered_at = self._called_at = time.monotonic()
         self._failure = ""
+        self._silent: list[str] = []
 
     async def first_look(self) -> None:
         """Look once; unlike later ones, it may fail.
@@ -52,8 +54,10 @@ class Watcher:
             GridscoreError: The cluster does not answer.
         """
         await self.look(ANSWER_SECONDS * 2)
+        if self.flow is None and self._failure:
+            raise GridscoreError(self._failure, "Are all its members well? `gridscore doctor` looks.")
         if self.flow is None:
-            raise GridscoreError(self._failure or "The cluster does not answer.", "Are all its members well?")
+            raise unanswered(self._silent, ANSWER_SECONDS * 2)
 
     async def look(self, seconds: float, ended: asyncio.Event | None = None) -> None:
         """Look, or wait for a look that is under way, so long at most, and not once it has ended.
@@ -80,6 +84,7 @@ class Watcher:
         if not looking.done():
             if time.monotonic() - self._asked_at > ANSWER_SECONDS:
                 await self.give_up()
+                self._silent = await silent_members(self._grid)
             return
         self._looking = None
         try:
@@ -105,10 +110,11 @@ class Watcher:
         if self._failure:
             return f"{self._failure} The figures are of {self.seen_at}; trying again."
         if silent > ANSWER_SECONDS / 2:
-            return f"No answer from the cluster for {silent:.0f} s. The figures are of {self.seen_at}; trying again."
+            where = ", ".join(self._silent) or "the cluster"
+            return f"No answer from {where} for {silent:.0f} s. The figures are of {self.seen_at}; trying again."
         return ""
 
     def _take(self, flow: Flow) -> None:
-        self.flow, self._failure = flow, ""
+        self.flow, self._failure, self._silent = flow, "", []
         self._answered_at, self.seen_at = time.monotonic(), clock_text()
         self.history.add(flow)
