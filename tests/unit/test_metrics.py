@@ -127,6 +127,7 @@ async def test_metrics_are_those_of_prometheus_rules_and_true(told):
     assert found["gridscore_source_rejected_events_total", "script", "till"] == 1
     assert found["gridscore_source_state", "script", "till", "running"] == 1
     assert found["gridscore_source_state", "script", "till", "paused"] == 0
+    assert found["gridscore_source_has_end", "script", "till"] == 0
     assert found["gridscore_sink_results_total", "list", "alerts"] == 40
     assert found["gridscore_sink_lag_results", "list", "alerts"] == 0
     assert found["gridscore_sink_state", "list", "alerts", "delivering"] == 1

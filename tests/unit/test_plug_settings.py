@@ -21,6 +21,10 @@ from gridscore.job.types import Duration, Strict
 from gridscore.sinks import base as sinks
 from gridscore.sources import base as sources
 from gridscore.sources.kafka.settings import KafkaSourceSettings
+from gridscore.sources.logfile.settings import LogfileSourceSettings
+from gridscore.sources.postgres.settings import PostgresSourceSettings
+from gridscore.sources.runner import runner_of
+from gridscore.testing import StubCluster
 
 
 class Inner(Strict):
@@ -279,3 +283,22 @@ def test_no_plug_is_imported_before_it_is_wanted():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "settings" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "has_end"),
+    [
+        (LogfileSourceSettings, {"path": ["a.log"], "until_end": True}, True),
+        (LogfileSourceSettings, {"path": ["a.log"]}, False),
+        (PostgresSourceSettings, {"database": "postgresql://h/d", "table": "t", "key": ["id"]}, True),
+        (PostgresSourceSettings, {"database": "postgresql://h/d", "table": "t", "key": ["id"], "notify": "c"}, False),
+        (
+            PostgresSourceSettings,
+            {"database": "postgresql://h/d", "table": "t", "key": ["id"], "poll_column": "at"},
+            False,
+        ),
+    ],
+)
+async def test_a_source_that_ends_by_itself_is_known_as_such(model, given, has_end):
+    async with StubCluster(partitions=1) as cluster:
+        assert runner_of(await cluster.connect(), model(to="events.x", **given)).has_end is has_end

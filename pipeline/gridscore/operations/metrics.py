@@ -226,6 +226,8 @@ class Metrics:
             for field, (what, text) in _OF_SOURCES.items():
                 families.count(f"gridscore_source_{what}", text, getattr(stats, field), **labels)
             _state(families, "gridscore_source_state", stats.state, _SOURCE_STATES, **labels)
+            text = "Whether it ends by itself, once it has read what there is."
+            families.show("gridscore_source_has_end", text, float(source.has_end), **labels)
         for sink in self._sinks:
             labels = {"sink": sink.name, "kind": sink.kind}
             _group(families, "gridscore_sink", "results", sink.stats, sink.group, **labels)

@@ -96,6 +96,7 @@ class SourceRunner:
         limits: Of its dead letters.
         max_rejected: How many percent of the latest records may be poison.
         hidden: What errors must not show.
+        has_end: Whether it ends by itself.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class SourceRunner:
         limits: Limits = DEFAULT_LIMITS,
         max_rejected: int = 90,
         hidden: Hidden | None = None,
+        has_end: bool = False,
     ) -> None:
         self._grid = grid
         self._make = make
@@ -134,7 +136,7 @@ class SourceRunner:
         self._room = asyncio.Semaphore(UNDER_WAY)
         self._burials = asyncio.Semaphore(BURIALS)
         self._source: Source | None = None
-        self.name = name
+        self.name, self.has_end = name, has_end
         self.stats = SourceStats(name, kind, to, also=also)
 
     @property
@@ -576,4 +578,5 @@ def runner_of(
         limits=Limits(filled.max_dead_letters, filled.max_dead_letter_bytes),
         max_rejected=filled.max_rejected,
         hidden=hidden,
+        has_end=filled.has_end,
     )

@@ -45,6 +45,11 @@ class SourceSettings(Strict):
 
     makes_texts_of_keys: ClassVar[bool] = False
 
+    @property
+    def has_end(self) -> bool:
+        """Whether it ends by itself, once it has read what there is."""
+        return False
+
     to: MapName = Field(description="The event map; or any other, without back-pressure if it has no journal.")
     name: JobName | None = Field(
         default=None, description="Name of the source, under which it keeps its positions and dead letters."

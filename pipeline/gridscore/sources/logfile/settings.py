@@ -81,6 +81,11 @@ class LogfileSourceSettings(SourceSettings):
     )
     max_event: int = Field(default=1 << 16, ge=64, le=1 << 20, description="The most bytes of a line.")
 
+    @property
+    def has_end(self) -> bool:
+        """As of every source."""
+        return self.until_end
+
     @model_validator(mode="after")
     def _whole(self) -> LogfileSourceSettings:
         if (self.format == "regex") != (self.pattern is not None):

@@ -49,6 +49,11 @@ class PostgresSourceSettings(SourceSettings):
     batch: int = Field(default=2_000, ge=1, le=50_000, description="Rows to read in one go.")
     max_event: int = Field(default=1 << 20, ge=64, le=1 << 24, description="The most bytes of a row's JSON.")
 
+    @property
+    def has_end(self) -> bool:
+        """As of every source."""
+        return self.notify is None and self.poll_column is None
+
     @model_validator(mode="after")
     def _go_together(self) -> PostgresSourceSettings:
         if (self.table is None) == (self.query is None):
