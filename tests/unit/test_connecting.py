@@ -5,8 +5,25 @@ import asyncio
 import pytest
 from hazelcast.config import Config
 
-from gridscore.errors import ConnectionFailedError
+from gridscore.client import client as module
+from gridscore.client.client import Connection
+from gridscore.errors import ConnectionFailedError, UsageError
 from gridscore.grid import GridSettings, connect, transport
+from gridscore.testing import StubCluster
+
+
+async def test_a_connection_is_open_once_and_may_be_opened_again(monkeypatch):
+    async with StubCluster(partitions=3) as cluster:
+        monkeypatch.setattr(module, "connect_grid", lambda _: cluster.connect())
+        connection = Connection({"members": ["stub:1"]})
+        for _ in range(2):
+            async with connection as client:
+                with pytest.raises(UsageError, match="open already"):
+                    await connection.__aenter__()
+                with pytest.raises(UsageError, match="open already"), connection:
+                    pass
+                assert await client.put_events("m", {"a": {"n": 1}}) == 1
+            assert not client.grid.is_running
 
 
 async def test_a_member_that_accepts_but_never_answers_does_not_stop_clients_from_trying_the_next():

@@ -532,15 +532,22 @@ class Connection:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._settings = settings
+        self._opened: Any = None
 
     async def __aenter__(self) -> Client:
-        self._entered = _connected(self._settings)
-        return await self._entered.__aenter__()
+        self._refuse_to_open_twice()
+        self._opened = opened = _connected(self._settings)
+        try:
+            return await opened.__aenter__()
+        except BaseException:
+            self._opened = None
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._entered.__aexit__(kind, error, trace)
+        opened, self._opened = self._opened, None
+        await opened.__aexit__(kind, error, trace)
 
     def open(self) -> BlockingClient:
         """Open it for plain calls; `close` of what this returns ends it. For notebooks, where `with` is in the way."""
@@ -549,11 +556,17 @@ class Connection:
         return BlockingClient(_connected(self._settings))
 
     def __enter__(self) -> BlockingClient:
-        self._blocking = self.open()
-        return self._blocking
+        self._refuse_to_open_twice()
+        self._opened = opened = self.open()
+        return opened
 
     def __exit__(self, *_: object) -> None:
-        self._blocking.close()
+        opened, self._opened = self._opened, None
+        opened.close()
+
+    def _refuse_to_open_twice(self) -> None:
+        if self._opened is not None:  # it would not be known which one an exit closes
+            raise UsageError("This connection is open already.", "Call `gridscore.connect` for each `with`.")
 
 
 @asynccontextmanager
