@@ -179,6 +179,12 @@ async def test_what_cannot_be_is_said(folder, tmp_path):
     HISTORY[::-1].to_csv(tmp_path / "late.csv", index=False)
     with pytest.raises(TableError, match="older than a row of its entity"):
         await backtest(job, [model], Given({}, {}), tmp_path / "late.csv")
+    for labels, row in ((["good", "bad"] * 300, 1), ([1] * 100 + ["?"] + [0] * 499, 101), ([0] * 599 + ["inf"], 600)):
+        HISTORY.assign(fraud=labels).to_csv(tmp_path / "texts.csv", index=False)
+        with pytest.raises(TableError, match=rf"texts.csv, row {row}: `[a-z?]+` in `fraud` is not a number"):
+            await backtest(job, [model], Given({}, {}), tmp_path / "texts.csv", label="fraud")
+    HISTORY.assign(fraud=["yes", "", "NA", "0"] * 150).to_csv(tmp_path / "some.csv", index=False)
+    assert (await backtest(job, [model], Given({}, {}), tmp_path / "some.csv", label="fraud"))["labels"] == 300
     with pytest.raises(TableError, match="no column `what`"):
         await backtest(job, [model], Given({}, {}), folder / "history.csv", label="what")
     plain = parse_job(

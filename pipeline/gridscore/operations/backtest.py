@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from gridscore.errors import TableError, UsageError
-from gridscore.features.cells import BOOLS
+from gridscore.features.cells import BOOLS, MISSING
 from gridscore.features.lookup_table import LookupHistory
 from gridscore.features.tables import kinds_of, read_chunks, rows_as_json, take_columns
 from gridscore.features.windows import why_late
@@ -82,7 +82,8 @@ async def backtest(
         on_progress: Called with the rows done and all rows.
 
     Raises:
-        TableError: The history cannot be read, lacks a column, or is out of order by more than the job's lateness.
+        TableError: The history cannot be read, lacks a column, is out of order by more than the job's lateness, or
+            has a label or value that is not a number.
         UsageError: scikit-learn, which metrics need, is not installed; or a delay is given, and the job has no time.
     """
     clock = _time_field(job)
@@ -105,7 +106,7 @@ async def backtest(
             nothing = np.full(count, math.nan)
             columns["time"].append(nothing if clock is None else _times(frame, job, clock))
             for what, column in (("label", label), ("value", value)):
-                columns[what].append(nothing if column is None else _numbers(frame, column, str(history)))
+                columns[what].append(nothing if column is None else _numbers(frame, column, str(history), done))
             for each in scored:
                 await _score(each, texts, done, cursor, numbers)
                 if job.used_windows and each.rehearsal.stats.late:
@@ -203,13 +204,23 @@ def _times(frame: pd.DataFrame, job: Job, name: str) -> NDArray[np.float64]:
     return np.where(np.abs(times) < _FARTHEST, times, math.nan)
 
 
-def _numbers(frame: pd.DataFrame, column: str, source: str) -> NDArray[np.float64]:
-    """The numbers of a column, true and false among them; NaN for what is missing or not a number."""
+def _numbers(frame: pd.DataFrame, column: str, source: str, first: int) -> NDArray[np.float64]:
+    """The numbers of a column, true and false among them; NaN for what is missing.
+
+    Raises:
+        TableError: A cell has something else.
+    """
     series = take_columns(frame, [column], source)[column]
     if series.dtype == object or not pd.api.types.is_numeric_dtype(series.dtype):
-        series = series.map(lambda cell: BOOLS.get(str(cell).lower(), cell)).astype(object)
-    found = pd.to_numeric(series, errors="coerce").to_numpy(np.float64, na_value=math.nan)
-    return np.where(np.isfinite(found), found, math.nan)
+        series = series.map(lambda cell: None if (text := str(cell)) in MISSING else BOOLS.get(text.lower(), cell))
+        series = series.astype(object)
+    found: NDArray[np.float64] = pd.to_numeric(series, errors="coerce").to_numpy(np.float64, na_value=math.nan)
+    for row in np.flatnonzero(series.notna().to_numpy() & ~np.isfinite(found))[:1]:
+        raise TableError(
+            f"{source}, row {first + row + 1}: `{str(series.iloc[row])[:50]}` in `{column}` is not a number.",
+            "Of classes, write 1 for the one that scores are of, and 0 for others; leave empty what is not known.",
+        )
+    return found
 
 
 # ---------------------------------------------------------------------- what they say
