@@ -7,6 +7,7 @@ import pytest
 from gridscore.job import JobRecord, JobState, parse_job
 from gridscore.operations.health import Level, Look, examine, is_well
 from gridscore.operations.status import JobFigures, JobStatus, Position, QualityFigures, Rescan
+from gridscore.scoring.window_messages import MOST_ASKING
 
 JOB = """\
 job: flights
@@ -92,7 +93,7 @@ def test_a_partition_of_entities_without_an_owner_is_told_and_one_that_changes_h
 
 def test_requests_that_were_overwritten_or_may_be_are_told():
     assert codes(status(job=windowed(), requests_lost=3), level=Level.NOTE) == ["requests_lost"]
-    for workers, expected in ((64, []), (65, ["many_requests"])):
+    for workers, expected in ((MOST_ASKING // 2, []), (MOST_ASKING // 2 + 1, ["many_requests"])):
         many = status(job=windowed(), workers=[f"w{number}" for number in range(workers)], positions=[position("w1")])
         assert codes(many, level=Level.NOTE) == expected
         assert codes(replace(many, record=record()), level=Level.NOTE) == []
@@ -182,6 +183,22 @@ def test_how_late_is_too_late_can_be_said():
     lags = [100, 200, 300, 400, 500, 600]
     assert codes(*moving(lags, rate=100)) == []
     assert codes(*moving(lags, rate=100), late_seconds=5) == ["lag"]
+
+
+def test_lag_that_grows_slowly_is_a_problem_where_events_are_late_already():
+    lags = [100, 200, 300, 400, 500, 600]
+
+    def slow(*p99):
+        figures = [{"a": JobFigures(latency_ms={"p99": ms})} for ms in p99]
+        return [replace(look, figures=each) for look, each in zip(moving(lags, 1000), figures, strict=True)]
+
+    assert codes(*slow(4100, 4000, 4200, 4300, 4100, 4500)) == ["lag"]
+    (found,) = examine([Look(float(at), each) for at, each in enumerate(slow(*[4000] * 6))])
+    assert "100 to 600 events in 5 s, while 1,000 a second" in found.text
+    assert "and p99 is 4.0 s or more." in found.text
+    assert codes(*slow(4000, 4000, 1900, 4000, 4000, 4000)) == []  # it was over for a moment
+    assert codes(*slow(*[None] * 6)) == []
+    assert codes(*slow(*[4000] * 6), late_seconds=30) == []
 
 
 def test_looks_close_together_say_nothing_of_a_trend():

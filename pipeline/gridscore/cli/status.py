@@ -40,7 +40,10 @@ def status(
     late: Annotated[
         float,
         typer.Option(
-            "--late", min=0.0, metavar="SECONDS", help="Growing lag is bad if working it off would take longer."
+            "--late",
+            min=0.0,
+            metavar="SECONDS",
+            help="Growing lag is bad if working it off would take longer, or p99 is above a fifth of this.",
         ),
     ] = 10.0,
     acknowledge: Annotated[bool, typer.Option("--acknowledge", help="Acknowledge the losses of JOB so far.")] = False,

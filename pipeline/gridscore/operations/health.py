@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from gridscore.job.life import OVER, WANTED, JobState
-from gridscore.scoring.window_messages import MOST_ASKING, group_of
+from gridscore.scoring.window_messages import asks_too_much, group_of
 from gridscore.texts import count_text
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ TREND_SECONDS = 3.5
 
 LATE_SECONDS = 10.0
 """Growing lag is not a problem while working it off would take less than this."""
+
+_LATE_PART = 0.2
+"""Nor while p99 is below this part of it."""
 
 LOOKUP_OLD_SECONDS = 660.0
 """A copy of a lookup map is loaded every ten minutes at least; if it is older, that has failed."""
@@ -136,7 +139,8 @@ def examine(looks: Sequence[Look[JobStatus]], *, late_seconds: float = LATE_SECO
 
     Args:
         looks: At the same job, the latest last. Trends need `TREND_SECONDS`.
-        late_seconds: Growing lag is a problem if working it off, at the present rate, would take longer.
+        late_seconds: Growing lag is a problem if working it off, at the present rate, would take longer; or if p99 is
+            above a fifth of this.
     """
     now = looks[-1].status
     # Looks from before an update or a restart say nothing of now.
@@ -258,7 +262,8 @@ def _keeps_up(looks: Sequence[Look[JobStatus]], late_seconds: float) -> list[Fin
             found.append(problem("stuck", text, advice))
         else:
             advice = "Start more workers: `gridscore worker --processes auto`."
-            found.append(falls_behind(looks, "event", "scored", advice, late_seconds))
+            p99 = min((look.status.latency_ms["p99"] or 0.0) / 1_000 for look in looks)
+            found.append(falls_behind(looks, "event", "scored", advice, late_seconds, p99))
     return [each for each in found if each is not None]
 
 
@@ -329,16 +334,18 @@ def fills(
 
 
 def falls_behind(
-    looks: Sequence[Look[_Reader]], what: str, done: str, advice: str, late_seconds: float
+    looks: Sequence[Look[_Reader]], what: str, done: str, advice: str, late_seconds: float, p99: float = 0.0
 ) -> Finding | None:
-    """Lag that grows, if working it off, at the present rate, would take longer than `late_seconds`."""
+    """Lag that grows, if working it off, at the present rate, would take longer than `late_seconds`; or p99 is high."""
     lags, seconds = [look.status.lag or 0 for look in looks], looks[-1].at - looks[0].at
-    rate = committed_between(looks[0].status.positions, looks[-1].status.positions) / seconds
-    if not rate or not grows(lags) or lags[-1] / rate <= late_seconds:
+    rate, slow = committed_between(looks[0].status.positions, looks[-1].status.positions) / seconds, ""
+    if p99 > late_seconds * _LATE_PART:
+        slow = f", and p99 is {p99:,.1f} s or more"
+    if not rate or not grows(lags) or (lags[-1] / rate <= late_seconds and not slow):
         return None
     text = (
         f"Lag grows: {lags[0]:,} to {lags[-1]:,} {what}s in {seconds:.0f} s, while {rate:,.0f} a second were {done}; "
-        f"working it off would take {lags[-1] / rate:,.0f} s."
+        f"working it off would take {lags[-1] / rate:,.0f} s{slow}."
     )
     return problem("lag", text, advice)
 
@@ -487,13 +494,8 @@ def _windows(now: JobStatus) -> list[Finding]:
             "no window: its partition had more requests than fit meanwhile. `docs/scaling.md`: windows with other keys."
         )
         found.append(note("requests_lost", text, advice))
-    windows = len(now.record.job.used_windows) if now.record.job.routes_windows else 0
-    if now.workers * windows > MOST_ASKING:
-        text = f"Its {now.workers} workers ask for {windows} windows: together more than {MOST_ASKING}."
-        advice = (
-            "If a worker is killed, events that it had just answered may be in no window. Run fewer, larger workers."
-        )
-        found.append(note("many_requests", text, advice))
+    if text := asks_too_much(now.record.job, now.workers):
+        found.append(note("many_requests", text, "Run fewer, larger workers."))
     if broken:
         text = f"{count_text(broken, 'state')} of windows could not be used, and began anew."
         found.append(note("broken_states", text, f"The workers' logs say why; who else writes into `windows.{name}`?"))

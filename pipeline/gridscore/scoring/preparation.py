@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from gridscore.errors import JournalMissingError
 from gridscore.grid import transport
 from gridscore.grid.capacity import Source, journal_bytes, journal_capacity
@@ -17,7 +19,16 @@ from gridscore.grid.doctor import MIN_PER_PARTITION, Finding, Level
 from gridscore.grid.heap import size_text
 from gridscore.grid.management import first_config
 from gridscore.grid.map_configs import NewMapConfig, add_map_config
-from gridscore.scoring.window_messages import ANSWER_RING, REQUEST_RING, answer_map, request_map
+from gridscore.grid.records import Count, Records, Word, parsed
+from gridscore.group.heartbeats import is_recent
+from gridscore.group.members import WORKERS_MAP
+from gridscore.scoring.window_messages import (
+    ANSWER_RING,
+    REQUEST_RING,
+    answer_map,
+    asks_too_much,
+    request_map,
+)
 from gridscore.scoring.window_states import keep_seconds, map_of
 
 if TYPE_CHECKING:
@@ -33,6 +44,13 @@ _CAPACITY = 1_000_000
 
 _CONTROL = {"gridscore.*": "gridscore.jobs", "dead-letters.*": "dead-letters.job"}
 """Patterns of control maps, each with a map that is looked at instead of all."""
+
+
+class _Worker(msgspec.Struct, frozen=True):
+    """What a worker writes once a second; more in `gridscore.operations.status`."""
+
+    id: Word
+    seen_at: Count
 
 
 @dataclass(frozen=True)
@@ -209,10 +227,14 @@ async def examine_capacity(grid: Grid, job: Job) -> Finding | None:
 
 async def warnings(grid: Grid, job: Job) -> list[str]:
     """Warnings for the user who submits a job."""
-    finding = await examine_capacity(grid, job)
-    if finding is None or finding.level is Level.OK:
-        return []
-    return [f"{finding.what}: {finding.detail}. {finding.advice}"]
+    finding, told = await examine_capacity(grid, job), []
+    if finding is not None and finding.level is not Level.OK:
+        told.append(f"{finding.what}: {finding.detail}. {finding.advice}")
+    if job.routes_windows:
+        workers = (await Records(grid, WORKERS_MAP).read(parsed(_Worker))).values()
+        if text := asks_too_much(job, sum(map(is_recent, workers))):
+            told.append(f"{text} Run fewer, larger workers.")
+    return told
 
 
 def judge(job: Job, peak_rate: float, capacity: Capacity) -> Finding:

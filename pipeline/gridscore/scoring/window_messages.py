@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gridscore.features.windows import Windows
+    from gridscore.job import Job
 
 SLOTS = 1_024
 """Answers of a partition and window that are kept, twice: of the journal's events, and of those found in the map."""
@@ -44,6 +45,17 @@ LEDGER_PARTITIONS = 32
 
 _SEQUENCE = struct.Struct("<q")
 _LONG_KEY = struct.Struct(">iiq")
+
+
+def asks_too_much(job: Job, workers: int) -> str:
+    """What to say of a job with so many workers, if the ring of requests has no room for all of them; or nothing."""
+    windows = len(job.used_windows) if job.routes_windows else 0
+    if workers * windows <= MOST_ASKING:
+        return ""
+    return (
+        f"Its {workers} workers ask for {windows} windows, together more than {MOST_ASKING}: if one is killed, events "
+        "that it had just answered may be in no window."
+    )
 
 
 def request_map(job: str) -> str:
