@@ -61,7 +61,13 @@ class RedisSourceSettings(SourceSettings):
         default=None, description="For TLS: file with certificates to trust beside the system's, PEM."
     )
     batch: int = Field(default=1_000, ge=1, le=10_000, description="The most entries to read in one go.")
-    max_event: int = Field(default=1 << 20, ge=64, le=1 << 24, description="The most bytes of an entry.")
+    max_event: int = Field(
+        default=1 << 20,
+        ge=64,
+        le=1 << 24,
+        description="The most bytes of an entry. A larger one is in memory before it is refused: only Redis' own "
+        "`proto-max-bulk-len` bounds that.",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> RedisSourceSettings:
