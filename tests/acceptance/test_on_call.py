@@ -1253,6 +1253,17 @@ FAULTS = [
         ),
         looking="2",
     ),
+    Fault(  # of several, one is named as well: unit/test_silent_member.py
+        "a member that is stopped",
+        (),
+        lambda site: os.kill(site.cluster.pids[0], signal.SIGSTOP),
+        lambda site: os.kill(site.cluster.pids[0], signal.SIGCONT),
+        4,
+        ("took a connection, but did not answer", "stopped, or hangs: let it go on, or end it"),
+        asked=tuple(
+            (words, "did not answer") for words in ("doctor", "top --once", f"dead-letters list {JOB}", "model list")
+        ),
+    ),
     Fault(
         "a cluster that is gone",
         (),
