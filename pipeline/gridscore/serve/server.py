@@ -8,7 +8,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gridscore.errors import UsageError, first_of
+from gridscore.errors import first_of, missing_extra
 from gridscore.health_file import VARIABLE, touch_health_file
 from gridscore.job.life import JOBS_MAP
 from gridscore.job.plugs.environment import from_environment
@@ -137,8 +137,5 @@ def _grpc_server(app: ASGIApp, settings: ServeSettings) -> GrpcServer:
     try:
         from gridscore.serve.grpc_server import GrpcServer
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"--grpc needs the extra `grpc`: the module `{error.name}` is not installed.",
-            "pip install 'gridscore[grpc]'",
-        ) from None
+        raise missing_extra("--grpc", "grpc", error) from None
     return GrpcServer(app, settings)
