@@ -170,7 +170,7 @@ class Engine:
 
     def prune(self) -> None:
         """Remove what earlier builds left and no image with a name is made of; one that runs beside us is younger."""
-        self.podman("image", "prune", "--force", "--filter", "until=2h", seconds=280)
+        self.podman("image", "prune", "--force", "--filter", "until=2h", code=None, seconds=600)
 
     def _has(self, name: str) -> bool:
         return subprocess.run(["podman", "image", "exists", name], env=self.environment, check=False).returncode == 0
