@@ -388,6 +388,13 @@ MUTANTS = [
         (ROUTED, "-k", "took_with"),
     ),
     Mutant(
+        "who takes a partition over does not ask for what stands answered",
+        "scoring/window_requests.py",
+        "self._send(batch, batch.asked)",
+        "self._send(batch, batch.rows)",
+        (ROUTED, "-k", "took_with_it_after"),
+    ),
+    Mutant(
         "what waits to be read is asked for again",
         "scoring/window_requests.py",
         "if seen is not None and seen[0] > batch.ends.setdefault(partition, seen[1]):",
