@@ -26,7 +26,9 @@ async def behind(stub):
     return client.grid
 
 
-@pytest.mark.parametrize("failure", [autoscale.ScaleError("`false` ended with code 1."), ContainerError("No engine.")])
+@pytest.mark.parametrize(
+    "failure", [autoscale.ScaleError("`false` ended with code 1."), ContainerError("No engine.", "Start it.")]
+)
 async def test_a_change_that_fails_is_said_once_tried_more_and_more_rarely_and_made_in_the_end(
     stub, monkeypatch, failure, capsys
 ):
@@ -46,7 +48,7 @@ async def test_a_change_that_fails_is_said_once_tried_more_and_more_rarely_and_m
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 3, said  # how many there are, what changes, and why it does not
     assert "changes from 1 to 2" in said[1]
-    assert str(failure) in said[2]
+    assert said[2].endswith(" ".join(["Trying again:", *str(failure).splitlines()]))
     assert tried == [(at, 2) for at in (0, 2, 6, 14, 30, 62)]
     assert await kept(grid, "payments") == []
     works = True

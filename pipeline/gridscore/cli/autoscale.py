@@ -240,7 +240,8 @@ class _Scaler:
         self._pause = self._due = 0.0  # after one that failed
 
     def say(self, text: str) -> None:
-        """Say something, once."""
+        """Say something, once, in a line."""
+        text = text.replace("\n", " ")
         if text != self._said:
             errors.print(f"{time.strftime('%H:%M:%S')} {safe(text)}")
         self._said = text
