@@ -156,7 +156,8 @@ async def test_nothing_but_the_bad_records_suffers(stub, tmp_path):
                 flow = await FlowObserver(grid).look()
                 plugged = [(each.name, each.state) for each in flow.sources]
                 plugged += [(each.record.name, each.state) for each in flow.sinks]
-                if plugged == [("file", "running"), ("list", "delivering")]:
+                working = [each.workers for each in flow.overview.jobs]
+                if (plugged, working) == ([("file", "running"), ("list", "delivering")], [1]):
                     break
                 await asyncio.sleep(0.1)
         history.add(flow)
