@@ -17,7 +17,7 @@ import typer
 
 from gridscore.cli.containers import Image  # noqa: TC001 -- typer reads the annotations
 from gridscore.cli.options import Connection, Json, answered, ask, connected, grid_settings
-from gridscore.cli.output import errors, one_line, print_json, print_table, run, safe
+from gridscore.cli.output import errors, print_json, print_table, run, safe
 from gridscore.cli.worker import command_of, supervise, supervised
 from gridscore.errors import ContainerError, GridError, GridscoreError, UsageError
 from gridscore.texts import count_text
@@ -220,7 +220,7 @@ async def _follow(
         try:
             await scaler.step()
         except (GridError, HazelcastError) as error:
-            scaler.say(f"Trying again: {one_line(str(error))}")
+            scaler.say(f"Trying again: {error}")
         await asyncio.sleep(_LOOK_SECONDS)
 
 
@@ -290,7 +290,7 @@ class _Scaler:
         except (ScaleError, ContainerError) as error:
             self._pause = min(max(2 * self._pause, _LOOK_SECONDS), _LONGEST_PAUSE)
             self._due = _now() + self._pause
-            self.say(f"Trying again: {one_line(str(error))}")
+            self.say(f"Trying again: {error}")
             return False
         self._pause = 0.0
         return True
