@@ -139,7 +139,7 @@ def test_rows_of_a_query_have_the_types_of_the_job_as_those_of_files_have(load, 
     rows.to_parquet(tmp_path / "rows.parquet")
     load(job, "--from", tmp_path / "rows.parquet", "--key", "id")
     expected = entries(f"events.{unique}")
-    assert [type(expected["1"][name]) for name in ("code", "count", "at", "last")] == [str, int, int, str]
+    assert [type(expected[1][name]) for name in ("code", "count", "at", "last")] == [str, int, int, str]
     with PostgresServer.start(tmp_path) as postgres:
         postgres.execute(
             "CREATE TABLE rows AS SELECT n AS id, n + 6 AS code, (n + 2)::numeric(9, 2) AS count, "

@@ -7,9 +7,7 @@ import json
 import pandas as pd
 import pytest
 
-from gridscore.cli.load import _tables, _target
 from gridscore.errors import TableError
-from gridscore.job import parse_job
 from gridscore.sources.tables import BadRow, Row, TableFile
 
 
@@ -115,37 +113,3 @@ def test_what_is_no_table(tmp_path, name):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(TableError):
         TableFile(tmp_path / name, ("id",))
-
-
-WHOLE = """\
-job: whole
-events: events.whole
-schema: {id: int, at: {type: timestamp, unit: s}}
-features: {hour: hour(at)}
-model: whole
-results: results.whole
-"""
-
-
-@pytest.mark.parametrize("asks", [False, True], ids=["plain", "windows of whole numbers"])
-@pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
-def test_keys_of_a_jobs_events_are_the_same_whatever_they_are_loaded_from(tmp_path, suffix, asks):
-    text = WHOLE
-    if asks:
-        windows = "event_key: id\norder_by: at\nwindows: {id: id}\nfeatures: {a: 'count(id, \"1h\")'}"
-        text = WHOLE.replace("features: {hour: hour(at)}", windows)
-    job, table, path = parse_job(text, "it"), pd.DataFrame({"id": [1, 2**40], "at": 1.7e9}), tmp_path / f"a.{suffix}"
-    if suffix == "csv":
-        table.to_csv(path, index=False)
-    elif suffix == "parquet":
-        table.to_parquet(path)
-    else:
-        table.to_json(path, orient="records", lines=True)
-
-    def keys(**given):
-        target = _target(job, None, None, ["id"], given)
-        return [row.key for row in TableFile(path, target.key, kinds=target.kinds, **target.how).rows()]
-
-    ((_, _, entries),) = _tables(job, None, path, ["id"])
-    assert [key for key, _ in entries] == keys() == ([1, 2**40] if asks else ["1", str(2**40)])
-    assert keys(id="int") == [1, 2**40]

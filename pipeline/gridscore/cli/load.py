@@ -117,7 +117,8 @@ def load(
     if rows or query is not None:
         if lookups is not None or events is not None:
             raise UsageError("--from and --query go without --lookups and --events.", "Load one after the other.")
-        plan = _Plan(rows or [], query, database, _target(job, to, lookup, key, _kinds(types)))
+        target = _target(job, to, lookup, key)
+        plan = _Plan(rows or [], query, database, replace(target, kinds={**target.kinds, **_kinds(types)}))
         how = {"limit": limit, "skip_bad": skip_bad, "max_wait": patience}
         counts = run(_put_rows(plan, connection, resume, how))
     else:
@@ -246,9 +247,7 @@ class _Plan:
             KINDS["postgres"].plug_class()  # report a missing library at once
 
 
-def _target(
-    job: Job | None, to: str | None, lookup: str | None, key: list[str] | None, given: Mapping[str, CellKind]
-) -> _Target:
+def _target(job: Job | None, to: str | None, lookup: str | None, key: list[str] | None) -> _Target:
     from gridscore.job.types import MapName
 
     if to is not None and lookup is not None:
@@ -260,8 +259,7 @@ def _target(
                 f"There is no lookup `{lookup}`.",
                 f"The job has {known or 'none'}." if job is not None else "Give the job file: gridscore load JOB …",
             )
-        found = _lookup_target(job, lookup)
-        return replace(found, kinds={**found.kinds, **given})
+        return _lookup_target(job, lookup)
     if to is None and job is None:
         raise UsageError("Where should the rows go?", "Give --to MAP, or the file of the job whose events they are.")
     if not key:
@@ -273,16 +271,14 @@ def _target(
                 f"Give --lookup {name} instead of --to and --key.",
             )
     if job is None or (to is not None and to != job.events):
-        return _Target(valid(MapName, "--to", to or ""), tuple(key), "|", given)
-    from gridscore.features.tables import event_key_part, field_values, kinds_of
+        return _Target(valid(MapName, "--to", to or ""), tuple(key), "|", {})
+    from gridscore.features.tables import field_values, kinds_of
 
     fields = job.schema_
     # Fields of nested objects are not columns of JSON lines.
     flat = {name: kind for name, kind in fields.items() if len(kind.path(name)) == 1}
     required = tuple(kind.key(name) for name, kind in flat.items() if not kind.optional)
-    kinds, make = {**kinds_of(fields), **given}, event_key_part(key, job)
-    parts = {name: make for name in key if given.get(name) != "int"}
-    return _Target(job.events, tuple(key), "|", kinds, required, parts, field_values(fields))
+    return _Target(job.events, tuple(key), "|", kinds_of(fields), required, values=field_values(fields))
 
 
 def _lookup_target(job: Job, name: str) -> _Target:

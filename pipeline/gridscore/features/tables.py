@@ -299,22 +299,13 @@ def event_keys(frame: pd.DataFrame, names: Sequence[str], source: str, job: Job 
             name = names[parts.index(None)]
             raise TableError(f"{source}, row {number}: it has no `{name}`, which belongs to the key.")
         keys.append("|".join(map(str, parts)))
-    if job is not None and event_key_part(names, job) is _whole:
+    if job is not None and job.wants_whole_keys and tuple(names) == (job.event_key,):
         try:
             return list(map(int, keys))
         except ValueError as error:
             what = f"its `{names[0]}`, which makes the key, is not a whole number"
             raise TableError(f"{source}: {what}: {error}") from None
     return keys
-
-
-def event_key_part(names: Sequence[str], job: Job) -> Callable[[Any], Any]:
-    """What makes an event's key, or a part of one, of a column's value: a string, or what windows of the job want."""
-    return _whole if job.wants_whole_keys and tuple(names) == (job.event_key,) else _key_text
-
-
-def _key_text(value: Any) -> Any:
-    return value if isinstance(value, float) else _text(value)  # which may have lost digits
 
 
 def kinds_of(fields: Mapping[str, FieldType]) -> dict[str, CellKind]:

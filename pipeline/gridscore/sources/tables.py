@@ -127,7 +127,7 @@ class RowMaker:
             if part is None or part == "":
                 return BadRow(number, f"it has no `{name}`, which belongs to the key")
             if name in self._parts and (part := self._parts[name](part)) is None:
-                return BadRow(number, f"its `{name}` cannot be a key")
+                return BadRow(number, f"its `{name}` cannot be a key of the lookup")
             if isinstance(part, bool | float | list | dict | bytes):
                 return BadRow(number, f"its `{name}` is neither text nor a whole number, and cannot be a key")
             parts.append(part if isinstance(part, int | str) else str(part))
