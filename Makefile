@@ -86,10 +86,11 @@ $(BIN)/python:
 $(DEMO_STAMP): EXTRAS := demo
 $(BENCH_STAMP): EXTRAS := bench,demo
 $(DEV_STAMP): EXTRAS := bench,demo,dev
-# uv does in seconds what takes pip minutes; pip does it where only pip knows the way to an index.
+# uv does in seconds what takes pip minutes. It does not read pip's settings, so pip does it where they name an index.
 $(DEMO_STAMP) $(BENCH_STAMP) $(DEV_STAMP): $(MADE_OF) | $(BIN)/python
 	@echo "Installing Gridscore with $(EXTRAS) into $(VENV) (a few minutes the first time, never again)"
-	@{ $(PIP) --quiet uv && $(BIN)/uv pip install --python $(BIN)/python --reinstall-package gridscore $(WANTED); } \
+	@{ ! $(BIN)/python -m pip config list | grep -q index && $(PIP) --quiet uv && \
+	  $(BIN)/uv pip install --python $(BIN)/python --reinstall-package gridscore $(WANTED); } \
 	  || $(PIP) $(WANTED) || { $(FAILED); }
 	@touch $(foreach extra,$(subst $(comma), ,$(EXTRAS)),$(VENV)/.installed-$(extra))
 

@@ -107,8 +107,11 @@ class Containers:
         asked = {"members": members, "port": port, "heap": heap, "version": version, "config": config_identity(config)}
         if there:
             is_so = {**there[0].labels, f"{_LABEL}members": str(len(there))}
+            # What members of an earlier release do not say of themselves is taken to be what is asked for.
             if other := [
-                f"--{name}" for name, value in asked.items() if value and str(value) != is_so.get(_LABEL + name)
+                f"--{name}"
+                for name, value in asked.items()
+                if value and str(value) != is_so.get(_LABEL + name, str(value))
             ]:
                 raise UsageError(
                     f"Cluster `{self.cluster_name}` has {count_of(len(there))} in containers already; "

@@ -171,7 +171,10 @@ def main() -> None:
         if (error.name or "").partition(".")[0] in ("", "gridscore"):
             raise
         logging.getLogger(__name__).debug("where it happened", exc_info=error)
-        refusal = UsageError(f"The module `{error.name}` is not installed here.", "The image for workers lacks some.")
+        refusal = UsageError(
+            f"The module `{error.name}` is not installed here.",
+            "Install what it is part of with pip; in a container, use the whole image, not the one for workers.",
+        )
         sys.exit(_report(refusal))
     except OSError as error:
         if error.errno is None:  # not from the system, so from our own code
