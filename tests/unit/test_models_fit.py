@@ -223,7 +223,9 @@ def test_attached_categories_that_contradict_the_trained_ones_are_refused_unless
     assert version_of(booster).categories == {"carrier": ("DL", "UA")}
     offline_matrix(job(), HISTORY, SHOPS).attach(booster)
 
-    assert "of `carrier` than those attached to it: trained with DL, UA; attached AA, DL, UA" in _why_not(booster)
+    assert "attached to it, from number 1 on: trained with DL, UA; attached AA, DL, UA" in _why_not(booster)
+    booster.set_attr(gridscore=booster.attr("gridscore").replace('"AA","DL","UA"', '"DL","UB"'))
+    assert "attached to it, from number 2 on: trained with UA; attached UB" in _why_not(booster)
     given = version_of(booster, categories={"carrier": ["DL", "UA"]})
     assert given.categories == {"carrier": ("DL", "UA")}
 

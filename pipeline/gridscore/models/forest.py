@@ -198,7 +198,8 @@ def _rank(
     nodes: NDArray[Any], roots: NDArray[np.int32], depths: NDArray[np.int32]
 ) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """The upper levels of each tree, and the thresholds that rank values for them; None if it does not pay."""
-    most = min(_MAX_RANKED, (int(depths.sum()) + (1 - _STEPS_OF_TOP) * len(roots)) // _STEPS_OF_RANK)
+    saved = int(np.minimum(depths, _TOP_LEVELS).sum()) + (1 - _STEPS_OF_TOP) * len(roots)  # below, all are walked
+    most = min(_MAX_RANKED, saved // _STEPS_OF_RANK)
     inner = np.flatnonzero(~np.isnan(nodes["threshold"]))
     split_on = nodes["feature"][inner] & ~_MISSING_RIGHT
     features, starts = np.unique(np.sort(split_on), return_index=True)

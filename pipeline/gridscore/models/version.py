@@ -190,9 +190,11 @@ def signature(description: Description, categories: Mapping[str, Sequence[str]] 
             )
         for name, texts in attribute.categories.items():
             if name not in (categories or {}) and recorded.get(name, texts) != texts:
+                trained = recorded[name]
+                same = next((at for at, pair in enumerate(zip(trained, texts, strict=False)) if pair[0] != pair[1]), 0)
                 raise ModelError(
-                    f"{source} was trained with other categories of `{name}` than those attached to it: trained "
-                    f"with {listed(recorded[name])}; attached {listed(texts)}.",
+                    f"{source} was trained with other categories of `{name}` than those attached to it, from number "
+                    f"{same + 1} on: trained with {listed(trained[same:])}; attached {listed(texts[same:])}.",
                     "Attach the matrix that it was trained on, or say which are right: "
                     "`gridscore model push --categories FILE`.",
                 )
