@@ -397,9 +397,30 @@ MUTANTS = [
     Mutant(
         "what waits to be read is asked for again",
         "scoring/window_requests.py",
-        "if seen is not None and seen[0] > batch.ends.setdefault(partition, seen[1]):",
-        "if seen is not None and seen[0] > batch.ends.setdefault(partition, -2):",
+        "if offset > end:",
+        "if offset > -2:",
         (ROUTED, "-k", "answered_and_not"),
+    ),
+    Mutant(
+        "a request that a member took with it while it waited is waited for",
+        "scoring/window_requests.py",
+        "min(newest, batch.ends.get(partition, newest))",
+        "batch.ends.get(partition, newest)",
+        (ROUTED, "-k", "while_it_waited"),
+    ),
+    Mutant(
+        "what is answered is not asked for again with what is not",
+        "scoring/window_requests.py",
+        "(place in batch.rows or place[3] >= 0)",
+        "place in batch.rows",
+        (ROUTED, "-k", "took_with_it_after"),
+    ),
+    Mutant(
+        "what stands answered is asked for again and again",
+        "scoring/window_requests.py",
+        "await self._rest(batch, stands)",
+        "pass",
+        (ROUTED, "-k", "stands_answered"),
     ),
     Mutant(
         "states are written before the answers that they gave",

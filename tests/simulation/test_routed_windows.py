@@ -237,9 +237,12 @@ def test_requests_of_workers_that_wait_overwrite_none_that_was_answered_and_not_
     assert not any(lease["lost"] for lease in world.stage_leases.values())
 
 
-@pytest.mark.parametrize("asks", ["the other", "the same", "the same, and one more"])
+@pytest.mark.parametrize("asks", ["the other", "the same", "the same, and one more", "the same, and one more, twice"])
 def test_an_event_counts_whose_request_a_member_took_with_it_after_it_was_answered(world, asks):
-    """A host goes, with a member and the worker that has answered; which may be the one that had asked."""
+    """A host goes, with a member and the worker that has answered; which may be the one that had asked.
+
+    Its successor may ask for what stands together with what does not, and its first request may be lost.
+    """
     names = [world.start() for _ in range(2)]
     world.pay(20)
     world.settled()
@@ -247,16 +250,62 @@ def test_an_event_counts_whose_request_a_member_took_with_it_after_it_was_answer
     card, home = next((c, p) for c, p in homes.items() if world.stage_leases[p]["owner"] == names[0])
     asking = names[asks == "the other"]
     partition = next(p for p, lease in world.ledger.leases.items() if lease["owner"] == asking)
-    (key,) = world.keys_of(partition, 1)
-    world.cluster.faults.append(Fault("unacknowledged", request="Map.PutAll", map="window-requests.*", client=asking))
+    key, another = world.keys_of(partition, 2)
+    requests = {"request": "Map.PutAll", "map": "window-requests.*"}
+    world.cluster.faults.append(Fault("unacknowledged", **requests, client=asking))
     world.user.create_task(world.client.put_events("events.sim", {key: world.payment_of(card)[1]}))
     world.after_the_next(ANSWERS)
     world.kill(names[0])
     world.cluster.regress(REQUESTS, home, 1)
     if asks.endswith("more"):
         world.pay_at_once(20)
+    if asks.endswith("twice"):
+        lost = Fault("timeout", applied=False, **requests, partition=home, client=names[1])
+        world.cluster.faults.append(lost)
+        world.user.create_task(world.client.put_events("events.sim", {another: world.payment_of(card)[1]}))
     world.advance(40.0)
     world.settle()
+    assert not asks.endswith("twice") or not lost.times
+    assert world.sums()[card] == world.paid[card]
+
+
+def test_what_stands_answered_is_asked_for_again_only_when_it_was_added(world):
+    """Else those whose results are refused ask again and again, and overwrite what was answered and not added."""
+    names = [world.start() for _ in range(2)]
+    world.pay(20)
+    world.settled()
+    homes = {card: partition_of(window_messages.entity_key("card", card), PARTITIONS) for card in CARDS}
+    card, home = next((c, p) for c, p in homes.items() if world.stage_leases[p]["owner"] == names[0])
+    partition = next(p for p, lease in world.ledger.leases.items() if lease["owner"] == names[1])
+    (key,) = world.keys_of(partition, 1)
+    refused = Fault("timeout", applied=False, request="Map.PutAll", map="results.sim", client=names[1], times=1_000)
+    world.cluster.faults.append(refused)
+    ring = world.cluster.partition(REQUESTS, home).ring
+    newest = ring.newest
+    world.user.create_task(world.client.put_events("events.sim", {key: world.payment_of(card)[1]}))
+    world.after_the_next(ANSWERS)
+    world.kill(names[0])
+    assert world.time.run_until(lambda: world.stage_leases[home]["owner"] != names[0], seconds=30.0)
+    assert refused.times < 1_000
+    assert ring.newest - newest == 2
+    refused.times = 0
+    world.settled()
+
+
+def test_a_request_is_put_again_that_a_member_took_with_it_while_it_waited(world):
+    names = [world.start() for _ in range(2)]
+    world.pay(20)
+    world.settled()
+    homes = {card: partition_of(window_messages.entity_key("card", card), PARTITIONS) for card in CARDS}
+    card, home = next((c, p) for c, p in homes.items() if world.stage_leases[p]["owner"] == names[0])
+    partition = next(p for p, lease in world.ledger.leases.items() if lease["owner"] == names[1])
+    (key,) = world.keys_of(partition, 1)
+    world.kill(names[0])
+    world.user.create_task(world.client.put_events("events.sim", {key: world.payment_of(card)[1]}))
+    world.after_the_next(REQUESTS)
+    world.advance(2.5)  # it is overdue
+    world.cluster.regress(REQUESTS, home, 1)
+    world.settled()
     assert world.sums()[card] == world.paid[card]
 
 

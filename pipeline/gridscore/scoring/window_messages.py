@@ -37,8 +37,8 @@ REQUEST_RING, ANSWER_RING = 256, SLOTS
 """Entries of a partition's journal. What is overwritten unread is asked for again, if it was not answered."""
 
 MOST_ASKING = REQUEST_RING // 3
-"""Workers times windows for which the ring of requests has room: each has one that waits, one just answered, and one
-more for what it has taken over."""
+"""Workers times windows for which the ring of requests has room: each has one that waits or asks for what stands
+answered, one just answered, and one more as a put failed."""
 
 LEDGER_PARTITIONS = 32
 """Partitions of events that a ledger is for: a batch writes those of which it has events."""

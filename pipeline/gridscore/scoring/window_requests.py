@@ -5,11 +5,12 @@ answer. A batch is asked for all at once, and waits for its answers. So of a par
 came earlier is answered, and an entity's partition can tell by a number whether it has an event already:
 
 1. If the partition is newly held, answers that stand are taken: its former owner may have asked. It is asked all the
-   same: a member may have gone with what was answered, and not added.
+   same: a member may have gone with what was answered, and not added. The batch ends only when that is passed.
 2. Requests are put, a message for each partition of entities, under the lease of the events' partition.
 3. Answers come by the journal of their map. Where one is overdue, it is looked for in the map; and asked for again once
-   its partition of entities has committed what had been put there. Until then the request waits there, and more of
-   them would overwrite those that a killed worker has answered, and not added.
+   its partition of entities has committed what had been put there, with all of the batch that are of the same
+   ledger. Until then the request waits there, and more of them would overwrite those that a killed worker has
+   answered, and not added.
 
 Whatever is lost on the way, on either side, is asked for again until it is there.
 """
@@ -210,9 +211,11 @@ class WindowRequests:
         batch.rows = dict(batch.asked)
         try:
             await self._follow(batch)
+            stands = batch.asked.keys() - batch.rows.keys()
             self._send(batch, batch.asked)
             await self._wait(batch)
             await self._keep(batch)
+            await self._rest(batch, stands)
         finally:
             self._batch = None
         for window, row, first in batch.same:
@@ -337,22 +340,49 @@ class WindowRequests:
                 self._gap = False
                 await self._look_again(batch)
             if is_overdue:
-                self._send(batch, await self._passed(batch), again=True)
+                self._send(batch, await self._overdue(batch), again=True)
                 patience = min(2 * patience, _LONGEST_SECONDS)
                 overdue_at = clock() + patience
 
-    async def _passed(self, batch: _Batch) -> dict[_Place, int]:
-        """The rows whose partition of entities has committed all requests that were there, and did not answer them."""
-        homes = {place: self._home(batch, place, row)[1] for place, row in batch.rows.items()}
-        waiting, passed = sorted(set(homes.values())), set[int]()
-        batch.ends = {partition: end for partition, end in batch.ends.items() if partition in waiting}
+    async def _overdue(self, batch: _Batch) -> dict[_Place, int]:
+        """The rows whose partition of entities has passed their requests, and did not answer all of them.
+
+        With what is not answered goes what is, of the same ledger: it may be lost, and is refused after a later one.
+        """
+        homes = {place: self._home(batch, place, row)[1] for place, row in batch.asked.items()}
+        passed = await self._passed(batch, {homes[place] for place in batch.rows})
+        late = {(*place[:2], homes[place]) for place in batch.rows if homes[place] in passed}
+        return {
+            place: row
+            for place, row in batch.asked.items()
+            if (*place[:2], homes[place]) in late and (place in batch.rows or place[3] >= 0)
+        }
+
+    async def _rest(self, batch: _Batch, stands: set[_Place]) -> None:
+        """Return when what stood answered is passed where it is still ours: many such batches would fill the ring."""
+        batch.ends = {}
+        while stands := {place for place in stands if self._is_current(batch.cursors[place[0]])}:
+            homes = {place: self._home(batch, place, batch.asked[place])[1] for place in stands}
+            passed = await self._passed(batch, set(homes.values()))
+            if stands := {place for place in stands if homes[place] not in passed}:
+                await asyncio.sleep(_GLANCE_SECONDS)
+
+    async def _passed(self, batch: _Batch, partitions: Collection[int]) -> set[int]:
+        """Those partitions of entities that have committed all requests which were there at the first look."""
+        batch.ends = {partition: end for partition, end in batch.ends.items() if partition in partitions}
+        waiting, passed = sorted(partitions), set[int]()
         for begin in range(0, len(waiting), _LOOKS):
             some = waiting[begin : begin + _LOOKS]
             for partition, seen in zip(some, await asyncio.gather(*map(self._seen, some)), strict=True):
-                if seen is not None and seen[0] > batch.ends.setdefault(partition, seen[1]):
+                if seen is None:
+                    continue
+                offset, newest = seen
+                # A member may have taken the newest ones with it.
+                end = batch.ends[partition] = min(newest, batch.ends.get(partition, newest))
+                if offset > end:
                     passed.add(partition)
                     del batch.ends[partition]
-        return {place: row for place, row in batch.rows.items() if homes[place] in passed}
+        return passed
 
     async def _seen(self, partition: int) -> tuple[int, int] | None:
         """The offset of a partition of entities, and its newest request; None if that cannot be read now."""
