@@ -119,7 +119,7 @@ class Counts:
         def counted(counts, deliver):
             def count(link, body):
                 if link.client.startswith("w"):
-                    counts[link.member] += len(body)
+                    counts[link.member, int(world.time.now)] += len(body)
                 deliver(link, body)
 
             return count
@@ -133,9 +133,20 @@ class Counts:
             counts.clear()
 
     def of_a_member(self, seconds):
-        """Bytes a second that a member gets from all workers, and sends to them: the mean, and most of any."""
-        both = [[counts[member] * WORKERS / seconds for member in self.asked] for counts in (self.asked, self.answered)]
-        return [(sum(each) / MEMBERS, max(each)) for each in both]
+        """Bytes a second that a member gets from all workers, and sends to them.
+
+        The mean; that of the one with most; the mean in the worst second, as if all workers had theirs in the same one;
+        and the most that one worker and one member exchange in a second.
+        """
+        found = []
+        for counts in (self.asked, self.answered):
+            members, moments = Counter(), Counter()
+            for (member, second), count in counts.items():
+                members[member] += count * WORKERS / seconds
+                moments[second] += count * WORKERS / MEMBERS
+            worst = max(moments.values()), max(counts.values())
+            found.append((sum(members.values()) / MEMBERS, max(members.values()), *worst))
+        return found
 
     def profile(self, loop, monkeypatch):
         step = loop.step
@@ -238,10 +249,13 @@ def test_rescans_jobs_and_aliases_are_read_when_they_change_and_once_a_minute(id
 
 
 def test_a_member_gets_and_sends_no_more_than_a_megabyte_of_control_data_a_second(idle):
-    for (got, _), (sent, most_sent) in (idle.bytes, idle.taking.bytes):
+    for (got, _, *bursts), (sent, most_sent, *more) in (idle.bytes, idle.taking.bytes):
         assert 0 < got + sent <= 1_000_000
         # What a worker writes under its own name lies with another member for each; what it reads does not.
         assert most_sent <= 1_000_000
+        for of_all, of_one in (bursts, more):
+            assert of_all <= 2_500_000
+            assert of_one <= 100_000
 
 
 def test_an_idle_worker_takes_five_percent_of_a_core_and_a_job_a_thousandth(idle):
