@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Predict = Callable[..., NDArray[np.float32]]
 
 MAX_WORK = 1 << 29
-"""Steps from node to node that the proof of a model takes at most: about two seconds of one core."""
+"""Steps from node to node that the proof of each way takes at most: some seconds of one core."""
 
 SLICE_WORK = 1 << 20
 """Steps of one call of the compiled loop, which holds the interpreter: about a millisecond."""
