@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import itertools
 import json
 import os
 from contextlib import asynccontextmanager
@@ -23,13 +24,11 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 @asynccontextmanager
 async def traffic(client, name):
-    """Events that come, a few more each time."""
+    """Two hundred events a second. Of more, rings would be full before lag is seen to grow: then no more come."""
 
     async def put():
-        number, step = 0, 20
-        while True:
-            await client.put_events(f"events.{name}", scoring.events(step, begin=number))
-            number, step = number + step, step + 2
+        for number in itertools.count(step=20):
+            await client.put_events(f"events.{name}", scoring.events(20, begin=number))
             await asyncio.sleep(0.1)
 
     task = asyncio.create_task(put())
@@ -99,7 +98,7 @@ async def test_somebody_new_finds_who_is_slow_and_which_model_decided_and_why(cl
         score = scorer.score
 
         async def slowly(arrivals, active):
-            # Five events a second, of the fifty and more that come: whatever the machine does, it falls behind.
+            # Five events a second, of the hundred that come: whatever the machine does, it falls behind.
             await asyncio.sleep(sum(len(each.page.values) for each in arrivals) / 5)
             return await score(arrivals, active)
 

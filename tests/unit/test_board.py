@@ -113,7 +113,7 @@ def test_jobs_that_are_gone_or_invalid_are_listed_everywhere(monkeypatch, capsys
     assert {each["name"]: each["state"] for each in listed} == states
     assert [each["healthy"] for each in listed] == [True, False, False]
 
-    monkeypatch.setattr(jobs, "run_on", lambda *_: flow)
+    monkeypatch.setattr(jobs, "ask", lambda *_: flow)
     jobs.jobs(SimpleNamespace(invoked_subcommand=None), connection=None, as_json=True)
     assert {each["name"]: each["state"] for each in json.loads(capsys.readouterr().out)} == states
     with jobs.console.capture() as capture:
