@@ -242,3 +242,15 @@ def test_what_a_restart_means_is_told_in_events():
     assert "10 events that nobody has read yet are left out" in _what_happens(
         replay_figures(before, "latest"), exact=True
     )
+
+
+def test_an_error_of_several_lines_is_shown_without_escapes(monkeypatch):
+    failed = replace(record(), state=JobState.FAILED, error="It cannot be scored.\nSubmit it again.")
+    seen = overview(record=failed)
+    lines = shown(scene(seen), 100, 40)
+    assert any("It cannot be scored." in line for line in lines)
+    assert not any("x0a" in line for line in lines)
+    monkeypatch.setattr(jobs, "ask", lambda *_: Flow(seen))
+    with jobs.console.capture() as capture:
+        jobs.jobs(SimpleNamespace(invoked_subcommand=None), connection=None)
+    assert "It cannot be scored.\nSubmit it again." in capture.get()

@@ -30,6 +30,7 @@ def impatient(monkeypatch):
         ("jobs",),
         ("dead-letters", "list", "payments"),
         ("model", "list"),
+        ("model", "show", "payments"),
         ("source", "list"),
         ("sink", "list"),
         ("repair", "--dry-run"),

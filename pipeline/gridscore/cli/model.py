@@ -188,7 +188,7 @@ def show(
             found = await registry.resolve(name, alias=alias, version=version)
         return model, found, [each for each in await certificates_of(grid) if each.is_of(name, found.version)]
 
-    model, found, certificates = run_on(connection, main)
+    model, found, certificates = ask(connection, main)
     pointing, about, own = model.aliases_of(found.version), model.noted_of(found.version), model.noted_of(0)
     history = {alias: moves for alias, moves in model.to_json()["history"].items() if alias in model.aliases}
     if as_json:

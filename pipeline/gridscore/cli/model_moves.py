@@ -173,7 +173,7 @@ def rollout(
     """
     from gridscore.operations.rollout import rollout as look
 
-    found = run_on(connection, lambda grid: look(grid, job))
+    found = ask(connection, lambda grid: look(grid, job))
     if as_json:
         print_json(found.to_json())
         return

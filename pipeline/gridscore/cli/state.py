@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import Connection, Json, run_on
+from gridscore.cli.options import Connection, Json, ask
 from gridscore.cli.output import console, print_json, print_table, safe
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def state(
     async def main(grid: Grid) -> EntityState:
         return await state_of(grid, await Jobs(grid).get(job), entity)
 
-    found = run_on(connection, main)
+    found = ask(connection, main)
     if as_json:
         print_json({"job": job, "entity": entity, **dataclasses.asdict(found)})
         return
