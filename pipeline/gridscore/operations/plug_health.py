@@ -156,7 +156,8 @@ def _stopped(looks: Sequence[Look[SinkStatus]]) -> list[Finding]:
     now = looks[-1].status
     waiting = f"; {count_text(now.lag or 0, 'result')} {'waits' if now.lag == 1 else 'wait'}" if now.lag else ""
     text = f"It is not running, and {_FILLS}"
-    if full := fills(looks, "result", partial(problem, "journal_full"), text, "Start it: the same command, again."):
+    advice = "It is not running: start it, by the same command again."
+    if full := fills(looks, "result", partial(problem, "journal_full"), text, advice):
         return [full]
     if now.record.error:
         return []  # said already
