@@ -32,13 +32,13 @@ from gridscore.errors import GridscoreError
 from gridscore.grid import GridSettings, Records, connect
 from gridscore.grid.member import Cluster
 from gridscore.grid.template import load_template
-from gridscore.grid.writer import MapWriter
 from gridscore.group.members import HOLDINGS_MAP, unpacked
 from gridscore.job import Jobs, parse_job
 from gridscore.leash import LeashedProcess
 from gridscore.models import Registry
 from gridscore.proving.bench import card
 from gridscore.proving.bench.meter import Meter, resident_bytes
+from gridscore.proving.bench.throughput import fill_lookups
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,8 +161,7 @@ async def _measure(
         )
         for number in range(jobs)
     ]
-    for name, entries in (("lookups.bench-users", card.users()), ("lookups.bench-merchants", card.merchants())):
-        await MapWriter(grid, name).put((key, msgspec.json.encode(value)) for key, value in entries.items())
+    await fill_lookups(grid)
     await Registry(grid).push(card.booster(specs[0]), specs[0].model.name, alias="champion")
     there, names = Jobs(grid), [spec.name for spec in specs]
     for spec in specs:

@@ -35,11 +35,11 @@ from gridscore.client.producer import Producer
 from gridscore.errors import GateError, GridscoreError
 from gridscore.grid import GridSettings, connect
 from gridscore.grid.member import Cluster
-from gridscore.grid.writer import MapWriter
 from gridscore.job import parse_job
 from gridscore.models.sample import Sample
 from gridscore.proving.bench import card
 from gridscore.proving.bench.crew import Crew
+from gridscore.proving.bench.throughput import fill_lookups
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -63,13 +63,13 @@ _BLUR_SECONDS = 3.0
 
 
 def _booster(names: list[str], seed: int, trees: int = card.TREES, depth: int = card.DEPTH) -> tuple[Any, Sample]:
-    """A model whose opinions are its seed's own, and rows of what it learnt; with seed 0, of noise."""
+    """A model whose opinions are its seed's own, and rows of what it learnt; with seed 0, or deep, of noise."""
     draw = np.random.default_rng(seed)
     rows = draw.normal(size=(20_000 if depth == card.DEPTH else 400_000, len(names))).astype(np.float32) * 50
     noise = draw.normal(size=len(rows))
-    labels = noise > 0 if seed == 0 else rows[:, 0] * rows[:, 5] + rows[:, 7] * 40 + noise * 500 > 0
-    if depth != card.DEPTH:
-        labels = noise > 0  # learnt by heart: leaves without end
+    # Of noise, a deep model learns all by heart: leaves without end.
+    is_noise = seed == 0 or depth != card.DEPTH
+    labels = noise > 0 if is_noise else rows[:, 0] * rows[:, 5] + rows[:, 7] * 40 + noise * 500 > 0
     parameters = {"max_depth": depth, "min_child_weight": 0, "objective": "binary:logistic", "nthread": 2, "seed": seed}
     matrix = xgb.DMatrix(rows, labels.astype(int), feature_names=names)
     sample = Sample(tuple(names), rows[:2_000], {}, labels[:2_000].astype(np.float64))
@@ -104,8 +104,7 @@ class _Load:
             numbers = range(self.count, until)
             if until > len(self.due):
                 self.due = np.concatenate([self.due, np.zeros(max(len(self.due), until), np.int64)])
-            due = np.array([(begun + (number - first) / self._rate) * 1_000 for number in numbers])
-            self.due[self.count : until] = due
+            self.due[self.count : until] = (begun + (np.arange(self.count, until) - first) / self._rate) * 1_000
             self.count = until
             await self._producer.send(zip((f"e{number}" for number in numbers), self.texts(numbers), strict=True))
             await asyncio.sleep(_TICK_SECONDS)
@@ -129,6 +128,7 @@ class _Found:
 
 @dataclass
 class _Bench:
+    names: list[str]
     client: Client
     cluster: Cluster
     crew: Crew
@@ -145,10 +145,6 @@ class _Bench:
         version = (await self.client.push_model(booster, NAME, alias=alias)).version
         self.boosters[version] = booster
         return version
-
-    @property
-    def names(self) -> list[str]:
-        return list(WORKS["card"].job.feature_names)
 
     async def life(self, swaps: int, rollbacks: int, every: float) -> dict[str, int]:
         """Swaps, rollbacks, a failed gate, a canary, deaths; returns how many there were of each."""
@@ -303,10 +299,9 @@ class _Bench:
         figures: dict[str, list[float]] = {}
         for pair in pairs:
             for begun, ended, swapped in pair:
-                of = np.sort(waited[(due >= begun) & (due < ended)])
-                which = "swap" if swapped else "steady"
-                for name, part in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
-                    figures.setdefault(f"{name}_{which}", []).append(float(of[int((len(of) - 1) * part)]))
+                found_here = np.percentile(waited[(due >= begun) & (due < ended)], (50, 99, 100))
+                for name, value in zip(("p50", "p99", "max"), found_here.tolist(), strict=True):
+                    figures.setdefault(f"{name}_{'swap' if swapped else 'steady'}", []).append(value)
         ratios = [a / max(b, 1.0) for a, b in zip(figures["p99_swap"], figures["p99_steady"], strict=True)]
         return {name: statistics.median(values) for name, values in figures.items()} | {
             "p99_ratio": round(statistics.median(ratios), 3),
@@ -336,10 +331,9 @@ def main(
         async with await connect(settings) as grid:
             text = card.job_text(NAME, f"results.{NAME}") + GATES
             job, client = parse_job(text, "the benchmark's job"), Client(grid)
-            for name, entries in (("lookups.bench-users", card.users()), ("lookups.bench-merchants", card.merchants())):
-                await MapWriter(grid, name).put((key, msgspec.json.encode(value)) for key, value in entries.items())
+            await fill_lookups(grid)
             crew = Crew(grid, NAME, folder)
-            bench = _Bench(client, cluster, crew, _Load(grid, job.events, rate), folder, say)
+            bench = _Bench(list(job.feature_names), client, cluster, crew, _Load(grid, job.events, rate), folder, say)
             say("training")
             for seed in range(1, VERSIONS + 1):
                 await bench.push(seed, alias="champion" if seed == 1 else None)

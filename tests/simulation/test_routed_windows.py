@@ -33,6 +33,21 @@ def partition_of_key(key):
     return partition_of(_data(key), PARTITIONS)
 
 
+def home_of(card):
+    """The partition of a card's windows."""
+    return partition_of(window_messages.entity_key("card", card), PARTITIONS)
+
+
+def kept_by(world, name):
+    """A card whose windows this worker keeps, and their partition."""
+    return next((c, home_of(c)) for c in CARDS if world.stage_leases[home_of(c)]["owner"] == name)
+
+
+def keys_scored_by(world, name, count):
+    """Keys of events of one partition that this worker scores."""
+    return world.keys_of(next(p for p, lease in world.ledger.leases.items() if lease["owner"] == name), count)
+
+
 def test_scores_are_those_of_a_history_in_the_order_in_which_entities_had_their_events(world):
     world.start()
     world.pay(30)
@@ -134,11 +149,7 @@ def test_of_two_events_of_a_key_with_different_entities_the_newer_ones_result_st
     owners = {partition: lease["owner"] for partition, lease in world.stage_leases.items()}
 
     def card_of(mine):
-        return next(
-            card
-            for card in CARDS
-            if (owners[partition_of(window_messages.entity_key("card", card), PARTITIONS)] == first) is mine
-        )
+        return next(card for card in CARDS if (owners[home_of(card)] == first) is mine)
 
     partition = next(p for p, lease in world.ledger.leases.items() if lease["owner"] != first)
     (key,) = world.keys_of(partition, 1)
@@ -219,7 +230,7 @@ def test_requests_of_workers_that_wait_overwrite_none_that_was_answered_and_not_
     stage = {partition: lease["owner"] for partition, lease in world.stage_leases.items()}
     home, dead = next((p, owner) for p, owner in stage.items() if len(scoring.keys() - {owner}) > 1)
     alive = [name for name in names if name != dead and name in scoring]
-    card = next(c for c in CARDS if partition_of(window_messages.entity_key("card", c), PARTITIONS) == home)
+    card = next(c for c in CARDS if home_of(c) == home)
 
     def put(name):
         (key,) = world.keys_of(scoring[name], 1)
@@ -246,11 +257,9 @@ def test_an_event_counts_whose_request_a_member_took_with_it_after_it_was_answer
     names = [world.start() for _ in range(2)]
     world.pay(20)
     world.settled()
-    homes = {card: partition_of(window_messages.entity_key("card", card), PARTITIONS) for card in CARDS}
-    card, home = next((c, p) for c, p in homes.items() if world.stage_leases[p]["owner"] == names[0])
+    card, home = kept_by(world, names[0])
     asking = names[asks == "the other"]
-    partition = next(p for p, lease in world.ledger.leases.items() if lease["owner"] == asking)
-    key, another = world.keys_of(partition, 2)
+    key, another = keys_scored_by(world, asking, 2)
     requests = {"request": "Map.PutAll", "map": "window-requests.*"}
     world.cluster.faults.append(Fault("unacknowledged", **requests, client=asking))
     world.user.create_task(world.client.put_events("events.sim", {key: world.payment_of(card)[1]}))
@@ -274,10 +283,8 @@ def test_what_stands_answered_is_asked_for_again_only_when_it_was_added(world):
     names = [world.start() for _ in range(2)]
     world.pay(20)
     world.settled()
-    homes = {card: partition_of(window_messages.entity_key("card", card), PARTITIONS) for card in CARDS}
-    card, home = next((c, p) for c, p in homes.items() if world.stage_leases[p]["owner"] == names[0])
-    partition = next(p for p, lease in world.ledger.leases.items() if lease["owner"] == names[1])
-    (key,) = world.keys_of(partition, 1)
+    card, home = kept_by(world, names[0])
+    (key,) = keys_scored_by(world, names[1], 1)
     refused = Fault("timeout", applied=False, request="Map.PutAll", map="results.sim", client=names[1], times=1_000)
     world.cluster.faults.append(refused)
     ring = world.cluster.partition(REQUESTS, home).ring
@@ -296,10 +303,8 @@ def test_a_request_is_put_again_that_a_member_took_with_it_while_it_waited(world
     names = [world.start() for _ in range(2)]
     world.pay(20)
     world.settled()
-    homes = {card: partition_of(window_messages.entity_key("card", card), PARTITIONS) for card in CARDS}
-    card, home = next((c, p) for c, p in homes.items() if world.stage_leases[p]["owner"] == names[0])
-    partition = next(p for p, lease in world.ledger.leases.items() if lease["owner"] == names[1])
-    (key,) = world.keys_of(partition, 1)
+    card, home = kept_by(world, names[0])
+    (key,) = keys_scored_by(world, names[1], 1)
     world.kill(names[0])
     world.user.create_task(world.client.put_events("events.sim", {key: world.payment_of(card)[1]}))
     world.after_the_next(REQUESTS)
@@ -314,9 +319,8 @@ def test_a_request_is_kept_for_the_events_of_a_partition_though_those_of_another
     world.settle()
     world.pay(30)  # each worker remembers some of its partitions
     world.settled()
-    homes = {card: partition_of(window_messages.entity_key("card", card), PARTITIONS) for card in CARDS}
-    card, home = next((c, p) for c, p in homes.items() if world.stage_leases[p]["owner"] == names[0])
-    other = next(c for c, p in homes.items() if p == home and c != card)
+    card, home = kept_by(world, names[0])
+    other = next(c for c in CARDS if home_of(c) == home and c != card)
     left, kept = (p for p, lease in world.ledger.leases.items() if lease["owner"] == names[1])
     lost, ours = world.keys_of(left, 1), world.keys_of(kept, 1)
     paid = world.paid[other]
@@ -370,8 +374,7 @@ def test_an_event_that_gets_the_sequence_of_one_that_a_member_took_with_it_gets_
     world.settled()
     partition = next(p for p, lease in world.ledger.leases.items() if lease["owner"] == first)
     stage = {p for p, lease in world.stage_leases.items() if lease["owner"] == second}
-    homes = {c: partition_of(window_messages.entity_key("card", c), PARTITIONS) for c in CARDS}
-    cards = [card for card in CARDS if homes[card] in stage and world.paid[card]]
+    cards = [card for card in CARDS if home_of(card) in stage and world.paid[card]]
     keys = world.keys_of(partition, 2 * count)
     paid = dict(world.paid)
     gone = {key: world.payment_of(cards[0])[1] for key in keys[:count]}

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hazelcast
-import msgspec
 import pytest
 
 import gridscore
@@ -24,6 +23,7 @@ from gridscore.group.members import Members
 from gridscore.job import JobRecord, JobState
 from gridscore.models import Registry
 from gridscore.proving.bench import card
+from gridscore.proving.bench.throughput import fill_lookups
 from gridscore.scoring.runner import JobRunner
 from gridscore.testing import StubCluster
 
@@ -41,8 +41,7 @@ async def work_off(cluster, profile):
     grid = await cluster.connect("worker")
     job = card.card_job("bench", "results.bench")
     await Registry(grid).push(card.booster(job, trees=5), job.model.name, alias="champion")
-    for name, entries in (("lookups.bench-users", card.users()), ("lookups.bench-merchants", card.merchants())):
-        await MapWriter(grid, name).put((key, msgspec.json.encode(value)) for key, value in entries.items())
+    await fill_lookups(grid)
     await MapWriter(grid, "events.bench").put(card.events(EVENTS))
     started = asyncio.Event()
     record = JobRecord(job, JobState.RUNNING, 1, "", "", "")

@@ -14,18 +14,17 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 from hazelcast.predicate import like
 
 from gridscore.client.producer import Producer
 from gridscore.errors import GridscoreError
 from gridscore.grid import transport
-from gridscore.grid.writer import MapWriter
 from gridscore.group.lease_records import read_records
 from gridscore.job import Jobs
 from gridscore.models import Registry
 from gridscore.proving.bench import card
+from gridscore.proving.bench.throughput import fill_lookups
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,8 +126,7 @@ class _Clock:
 async def prepare(grid: Grid) -> Job:
     """Put lookups and model into the grid, and submit the job."""
     job = card.card_job("bench-spike", "results.bench-spike")
-    for name, entries in (("lookups.bench-users", card.users()), ("lookups.bench-merchants", card.merchants())):
-        await MapWriter(grid, name).put((key, msgspec.json.encode(value)) for key, value in entries.items())
+    await fill_lookups(grid)
     await Registry(grid).push(card.booster(job), job.model.name, alias="champion")
     await Jobs(grid).submit(job)
     return job

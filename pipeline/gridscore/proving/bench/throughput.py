@@ -46,10 +46,15 @@ if TYPE_CHECKING:
 _EVENTS = "events.bench"
 
 
-async def fill(grid: Grid, count: int, progress: Callable[[int], None]) -> None:
-    """Put the lookups and the events of the work into the grid."""
+async def fill_lookups(grid: Grid) -> None:
+    """Put the lookups of the work into the grid."""
     for name, entries in (("lookups.bench-users", card.users()), ("lookups.bench-merchants", card.merchants())):
         await MapWriter(grid, name).put((key, msgspec.json.encode(value)) for key, value in entries.items())
+
+
+async def fill(grid: Grid, count: int, progress: Callable[[int], None]) -> None:
+    """Put the lookups and the events of the work into the grid."""
+    await fill_lookups(grid)
     await put_events(grid, _EVENTS, card.events(count), progress)
 
 
