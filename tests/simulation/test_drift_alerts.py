@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import closing
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,11 @@ from world import BOOSTER, JOB, World, _text
 from gridscore.errors import GridError
 from gridscore.features import offline_matrix
 from gridscore.job import parse_job
+from gridscore.models.drift import DRIFT_MAP, drift_of
 from gridscore.operations.drift import drift
 from gridscore.operations.status import Observer
 from gridscore.scoring import drift as watch
+from gridscore.testing import Fault
 
 DRIFT = JOB + "drift: {every: 1m, events: 100}\n"
 
@@ -23,9 +26,9 @@ pytestmark = pytest.mark.usefixtures("quiet")
 class Drifting(World):
     """A world that notes what applications hear of alerts."""
 
-    def __init__(self):
+    def __init__(self, job=DRIFT):
         self.heard = []
-        super().__init__(8, ring=1_024, job=DRIFT)
+        super().__init__(8, ring=1_024, job=job)
         before = self.ledger.changed
         self.cluster.on_change = lambda *change: (self._hear(*change), before(*change))
 
@@ -124,3 +127,51 @@ def test_a_model_without_a_baseline_says_so(world):
     status = world.look()
     assert status.drift_errors == ["version 2 has no baseline of its training"]
     assert status.drift is None
+
+
+READ, WRITE = {"request": "Map.GetAll", "map": DRIFT_MAP}, {"request": "Map.ReplaceIfSame", "map": DRIFT_MAP}
+
+
+class Then(Fault):
+    """A fault that begins when another is over."""
+
+    def __init__(self, before, *given, **more):
+        super().__init__(*given, **more)
+        self.before = before
+
+    def matches(self, *request):
+        return not self.before.times and super().matches(*request)
+
+
+FAULTS = {
+    "the record cannot be read": lambda: [Fault("timeout", **READ, times=3)],
+    "it is written, and nobody knows": lambda: [
+        written := Fault("timeout", **WRITE),
+        Then(written, "timeout", **READ),
+    ],
+    "it is not written, and nobody knows": lambda: [
+        lost := Fault("timeout", applied=False, **WRITE),
+        Then(lost, "timeout", **READ),
+    ],
+    "it is written, and others write before that is known": lambda: [Fault("unacknowledged", **WRITE, times=8)],
+}
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_each_event_is_counted_once_whatever_becomes_of_the_requests_that_add_it(what):
+    with closing(Drifting(DRIFT.replace("1m", "12h"))) as world:
+        for _ in range(4):
+            world.start()
+        world.settle()
+        world.send("before", 0, 1000, 40)
+        faults = FAULTS[what]()
+        world.cluster.faults += faults
+        world.send("during", 0, 1000, 100)
+        assert not any(fault.times for fault in faults)
+        world.send("after", 0, 1000, 40)
+        world.settle()
+        world.advance(40.0)
+        (watched,) = world.ask(drift_of(world.grid, "sim")).versions.values()
+        assert watched.open.rows == len(world.acknowledged)
+        world.check()
+        world.check_unhandled()

@@ -221,8 +221,8 @@ PLAIN = baseline.Baseline(1_000, {"x": baseline.Column((0.0,), (), (0.5, 0.5), 0
 SAME, MOVED = ((100, 100, 0, 0),), ((195, 5, 0, 0),)
 
 
-def step(value, counts, minutes, version="late v1", spec=SPEC, kept=PLAIN):
-    done = advanced(value, version, kept, (sum(counts[0]), counts), spec, NOW + int(minutes * MINUTE))
+def step(value, counts, minutes, version="late v1", spec=SPEC, kept=PLAIN, worker="w1"):
+    done = advanced(value, version, kept, (sum(counts[0]), counts), spec, worker, NOW + int(minutes * MINUTE))
     return msgspec.to_builtins(done)
 
 
@@ -234,6 +234,15 @@ def told(value):
     for alert in value.get("alerts", {}).values():
         alert["told"] = True
     return value
+
+
+def test_what_a_worker_tries_to_add_again_counts_once_and_the_last_of_many_workers_are_remembered():
+    value = step(step(None, SAME, 0), SAME, 0)
+    assert of(value).versions["late v1"].open.rows == 200
+    for number in range(2, 700):
+        value = step(value, ((1, 0, 0, 0),), 0, worker=f"w{number}")
+    assert of(step(value, ((1, 0, 0, 0),), 0, worker="w699")).versions["late v1"].open.rows == 200 + 698
+    assert (len(value["added"]), list(value["added"])[-1]) == (512, "w699")
 
 
 def test_a_window_is_judged_when_it_is_long_enough_and_has_enough_events():

@@ -1,7 +1,8 @@
 """Drift: whether what a version scores is still what it was trained on; what workers have counted, merged and judged.
 
 A record a job, in the map `gridscore.drift`, changed by compare-and-set only: each worker adds what it has counted, and
-whichever finds a window full judges it. So each event counts in one window, and a window is judged once.
+notes that it has, as the answer may be lost; whichever finds a window full judges it. So each event counts in one
+window, and a window is judged once.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _LEAST = 100
 """Values from which on a distribution is compared."""
 
 _MOST_VERSIONS = 8
+_MOST_WORKERS = 512
 _STALE_WINDOWS, _STALE_SECONDS = 4, 120.0
 """A version that no worker has told of for so long does not score any more."""
 
@@ -133,10 +135,12 @@ class DriftRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         versions: By name and number, as `late v3`.
         alerts: By their keys; one that has ended stays until that is told.
+        added: By worker, when it counted what it has added last: it may not know that it has, and try again.
     """
 
     versions: Annotated[dict[Version, Watched], Meta(max_length=_MOST_VERSIONS)]
     alerts: Annotated[dict[Annotated[str, Meta(max_length=3_000)], Alert], Meta(max_length=MOST_ALERTS)] = {}
+    added: Annotated[dict[Word, Moment], Meta(max_length=_MOST_WORKERS)] = {}
 
     @property
     def active(self) -> list[Alert]:
@@ -155,19 +159,27 @@ async def drift_of(grid: Grid, job: str) -> DriftRecord | None:
 
 
 def advanced(
-    value: dict[str, Any] | None, version: str, baseline: Baseline, part: tuple[int, Counts], spec: Drift, now: int
+    value: dict[str, Any] | None,
+    version: str,
+    baseline: Baseline,
+    part: tuple[int, Counts],
+    spec: Drift,
+    worker: str,
+    now: int,
 ) -> DriftRecord:
-    """The record of a job with what one worker has counted; judges the window if it is full.
+    """The record of a job with what one worker has counted, once; judges the window if it is full.
 
     Args:
         value: The record; None if there is none. What is not one is begun anew.
         part: Events and counts, as in a `Tally`.
-        now: Milliseconds since 1970.
+        now: When the worker counted them, in milliseconds since 1970.
     """
     try:
         record = msgspec.convert(value or {}, DriftRecord)
     except msgspec.ValidationError:
         record = DriftRecord({})
+    if record.added.get(worker) == now:
+        return record
     every = int(spec.every_seconds * 1000)
     stale = now - max(_STALE_WINDOWS * every, int(_STALE_SECONDS * 1000))
     versions = {name: each for name, each in record.versions.items() if name == version or each.open.until > stale}
@@ -193,7 +205,10 @@ def advanced(
         alerts = _judged(alerts, version, found, spec, now)
     else:
         mine = msgspec.structs.replace(mine, open=window)
-    return DriftRecord({**versions, version: mine}, alerts)
+    added = {name: at for name, at in record.added.items() if name != worker}
+    while len(added) >= _MOST_WORKERS:
+        del added[next(iter(added))]
+    return DriftRecord({**versions, version: mine}, alerts, {**added, worker: now})
 
 
 def figures_of(baseline: Baseline, window: Tally) -> dict[str, Figures]:

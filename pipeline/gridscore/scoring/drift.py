@@ -133,22 +133,26 @@ async def watch_drift(grid: Grid, job: Job, model: LiveModel, worker: str, stats
         return
     records, tick = Records(grid, DRIFT_MAP), min(spec.every_seconds / 4, _LONGEST_TICK)
     await asyncio.sleep(tick * share_of(job.name + worker))
+    add: partial[DriftRecord] | None = None  # until the record is known to have it
     while True:
         await asyncio.sleep(tick)
         sketch, number = model.active.sketch, model.active.model.version.version
         stats.drift_error = "" if sketch else f"version {number} has no baseline of its training"
-        if sketch is None:
+        if add is None and sketch is not None:
+            add = partial(
+                advanced,
+                version=sketch.version,
+                baseline=sketch.baseline,
+                part=sketch.take(),
+                spec=spec,
+                worker=worker,
+                now=int(time.time() * 1000),
+            )
+        if add is None:
             continue
-        add = partial(
-            advanced,
-            version=sketch.version,
-            baseline=sketch.baseline,
-            part=sketch.take(),
-            spec=spec,
-            now=int(time.time() * 1000),
-        )
         try:
             record = await records.update(job.name, lambda value, add=add: msgspec.to_builtins(add(value)))  # type: ignore[misc]
+            add = None
             for key, alert in msgspec.convert(record.value, DriftRecord).alerts.items():
                 if not alert.told:
                     await _tell(grid, job, key, alert)
