@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from gridscore.client import producer
-from gridscore.dead_letters.letters import list_letters
+from gridscore.dead_letters.letters import SOURCES_MAP, list_letters
 from gridscore.errors import RefusedError
-from gridscore.grid import transport
+from gridscore.grid import Records, transport
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import partition_of
 from gridscore.job.plugs.base import SinkSettings
@@ -121,6 +121,34 @@ async def test_a_source_that_pauses_has_no_failure_any_more():
                 await asyncio.sleep(0.01)
         publishing.cancel()
         await asyncio.wait({publishing})
+
+
+@pytest.mark.parametrize("ends", ["stopped", FAILED])
+async def test_a_killed_source_is_forgotten_once_its_successor_has_ended(ends):
+    async with StubCluster() as cluster:
+        grid = (await cluster.client()).grid
+        killed, successor = (Publisher(grid, SourceStats("test", "script", EVENTS, state="running")) for _ in range(2))
+        await killed._publish()
+        await successor._publish()
+        if ends == FAILED:
+            successor._stats.state, successor._stats.error = FAILED, "no such topic"
+        await successor.close()
+        found = await source_statuses(grid)
+        assert [each.error for each in found] == (["no such topic"] if ends == FAILED else [])
+        assert len(await Records(grid, SOURCES_MAP).all()) == len(found)
+
+
+async def test_a_source_that_runs_beside_one_that_stops_stays():
+    async with StubCluster() as cluster:
+        grid = (await cluster.client()).grid
+        stays, stops = (Publisher(grid, SourceStats("test", "script", EVENTS, state="running")) for _ in range(2))
+        await stays._publish()
+        await stops._publish()
+        stays._stats.events += 1
+        await stays._publish()
+        await stops.close()
+        (found,) = await source_statuses(grid)
+        assert (found.state, len(found.processes)) == ("running", 1)
 
 
 class Refusing:

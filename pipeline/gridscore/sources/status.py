@@ -178,6 +178,10 @@ class Publisher:
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self._stats.state == FAILED:
                     await self._leave(self._stats.name, self._record())
+                for key, record in self._others.items() if self._healed else ():
+                    if key != self.id and record.value.get("name") == self._stats.name:
+                        # One that we have replaced: it has not written since. If it lives, it will in a second.
+                        await self._records.remove(record)
                 await self._records.delete(self.id)
 
     async def _publish(self) -> None:
@@ -186,6 +190,7 @@ class Publisher:
         touch_health_file()
         if not self._healed and self._stats.state in ("running", "waiting", "paused"):
             await self._records.delete(_failure_key(self._stats.name))
+            self._others = await self._records.all()
             self._healed = True
 
     def _record(self) -> SourceRecord:
@@ -349,7 +354,7 @@ async def source_statuses(grid: Grid, heartbeats: Heartbeats | None = None) -> l
         SourceStatus(
             name,
             [each for each in records if each.state != FAILED],
-            next((each for each in records if each.state == FAILED), None),
+            max((each for each in records if each.state == FAILED), key=lambda each: each.error_at, default=None),
             await transport.map_size(grid.client, map_of(name)),
         )
         for name, records in by_name.items()
