@@ -422,7 +422,7 @@ async def test_a_purge_does_not_acknowledge_events_that_have_no_dead_letter(monk
         async def connected(*_):
             yield grid
 
-        monkeypatch.setattr("gridscore.cli.dead_letters.connected", connected)
+        monkeypatch.setattr("gridscore.cli.dead_letters.working", connected)
         for with_events in (False, True):
             await _remove("payments", ALL, (None, None, None), with_events=with_events)
             # They are in the event map still: until an audit has found them, it is nobody's place to say so.

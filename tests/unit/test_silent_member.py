@@ -9,6 +9,8 @@ from gridscore.cli import _commands, options
 from gridscore.dead_letters.letters import map_of
 from gridscore.errors import GridError
 from gridscore.grid import management
+from gridscore.grid.transport import to_data
+from gridscore.grid.writer import partition_of
 from gridscore.operations import watcher as watching
 from gridscore.operations.watcher import Watcher
 from gridscore.testing import StubCluster
@@ -20,6 +22,34 @@ def impatient(monkeypatch):
         monkeypatch.setattr(module, name, 0.4)
 
 
+class Stopped:
+    """One of the members of a cluster, which every command finds, and which answers that command no more."""
+
+    @asynccontextmanager
+    async def connected(self, _):
+        async with StubCluster(members=3, partitions=9) as self.cluster:
+            client = await self.cluster.client("user")
+            await client.put_events(map_of("flights"), {f"k{n}": {} for n in range(30)})
+            self.member = self.cluster.members[1]
+            record = partition_of(to_data(client.grid.client, "flights"), 9)
+            assert self.cluster.owner(record) is self.member  # commands that look only at the job ask it
+            self.cluster.hang("user", self.member)
+            yield client.grid
+
+    def named_in(self, text):
+        """Whether a text has its address, and no other's."""
+        return [each for each in self.cluster.members if f"{each.address.host}:{each.address.port}" in text] == [
+            self.member
+        ]
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    found = Stopped()
+    monkeypatch.setattr(options, "connected", found.connected)
+    return found
+
+
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     "words",
@@ -28,36 +58,55 @@ def impatient(monkeypatch):
         ("top", "--once"),
         ("status", "--for", "0"),
         ("jobs",),
-        ("dead-letters", "list", "payments"),
+        ("dead-letters", "list", "flights"),
         ("model", "list"),
-        ("model", "show", "payments"),
+        ("model", "show", "flights"),
         ("source", "list"),
         ("sink", "list"),
         ("repair", "--dry-run"),
+        ("audit", "flights"),
+        ("explain", "flights", "k1"),
+        ("wipe", "flights", "--dry-run"),
     ],
     ids=" ".join,
 )
-def test_the_member_is_named_by_every_command_that_asks(words, monkeypatch):
-    named, addresses = [], []
-
-    @asynccontextmanager
-    async def connected(_):
-        async with StubCluster(members=3, partitions=9) as cluster:
-            client = await cluster.client("user")
-            await client.put_events(map_of("payments"), {f"k{n}": {} for n in range(30)})
-            stopped = cluster.members[1]
-            named.append(f"{stopped.address.host}:{stopped.address.port}")
-            addresses.extend(f"{each.address.host}:{each.address.port}" for each in cluster.members)
-            cluster.hang("user", stopped)
-            yield client.grid
-
-    monkeypatch.setattr(options, "connected", connected)
+def test_the_member_is_named_by_every_command_that_asks(words, stopped):
     error = CliRunner().invoke(_commands(words[0]), list(words)).exception
     assert isinstance(error, GridError), error
     assert str(error).startswith("The cluster did not answer in ")
     assert "there is no answer from " in str(error)
-    assert [each for each in addresses if each in str(error)] == named
+    assert stopped.named_in(str(error))
     assert "let it go on, or end it" in error.hint
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    "words",
+    [("cancel", "flights"), ("dead-letters", "purge", "flights", "--all", "--dry-run")],
+    ids=" ".join,
+)
+def test_work_that_waits_for_a_member_says_so_and_goes_on_once_it_answers(words, stopped, monkeypatch):
+    told = []
+
+    def say(text, _style=None):
+        told.append(text)
+        stopped.cluster.heal()
+
+    monkeypatch.setattr(options, "say", say)
+    CliRunner().invoke(_commands(words[0]), list(words))
+    assert told[0].startswith("There is no answer from ")
+    assert stopped.named_in(told[0])
+    assert "let it go on, or end it" in told[0]
+
+
+def test_which_cluster_was_found_is_said_once_however_often_a_command_connects(monkeypatch, capsys):
+    monkeypatch.setattr("gridscore.grid.or_local_cluster", lambda settings: settings)
+    for name in ("GRIDSCORE_MEMBERS", "GRIDSCORE_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    options._tell.cache_clear()
+    for _ in range(2):
+        options.grid_settings(options.Connection(cluster_name="once"))
+    assert capsys.readouterr().err.count("the default") == 1
 
 
 async def test_who_watches_is_told_which_member_until_it_goes_on(monkeypatch, request):

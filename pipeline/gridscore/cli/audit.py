@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import Connection, Json, run_on
+from gridscore.cli.options import Connection, Json, ask
 from gridscore.cli.output import console, errors, print_json, progress_bar, safe, say
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def audit(
             found = await run_audit(grid, record, repair=repair, patience=patience, progress=progress)
         return found, record.begins_late
 
-    found, at_latest = run_on(connection, main)
+    found, at_latest = ask(connection, main, times=math.inf)
     if as_json:
         print_json(found.to_json())
     else:

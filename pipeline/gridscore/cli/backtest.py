@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import ChosenModel, Connection, Json, connected, valid
+from gridscore.cli.options import ChosenModel, Connection, Json, valid, working
 from gridscore.cli.output import console, counted, print_json, print_table, print_warnings, run, safe
 from gridscore.errors import UsageError
 
@@ -66,7 +66,7 @@ def backtest(
     wanted = [model, *([] if against is None else [against])]
 
     async def main() -> dict[str, Any]:
-        async with subject_of(lambda: connected(connection), job, wanted, lookups) as subject:
+        async with subject_of(lambda: working(connection), job, wanted, lookups) as subject:
             with counted("reading", "scoring") as told:
                 return await operation.backtest(
                     subject.job,

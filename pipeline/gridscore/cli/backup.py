@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import Connection, Json, connected, run_on, valid
+from gridscore.cli.options import Connection, Json, run_on, valid, working
 from gridscore.cli.output import console, counted, errors, print_json, print_table, say
 from gridscore.errors import UsageError
 from gridscore.texts import duration_text
@@ -60,7 +60,7 @@ def backup(
     async def main() -> None:
         nonlocal made
         with contextlib.closing(await asyncio.to_thread(Folder.write, path)) as folder:
-            async with connected(connection) as grid:
+            async with working(connection) as grid:
                 running = Backup(grid, folder, every=seconds, without=without or ())
                 await running.open()
                 if every is None:

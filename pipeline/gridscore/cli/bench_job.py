@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import Connection, Json, connected
+from gridscore.cli.options import Connection, Json, working
 from gridscore.cli.output import console, errors, print_json, print_table, run, safe, say
 from gridscore.texts import milliseconds_text
 
@@ -69,7 +69,7 @@ def job(
     async def main() -> Report:
         nonlocal own, taken
         with interruptible_task():
-            async with connected(connection) as grid:
+            async with working(connection) as grid:
                 if not own.is_complete:
                     own = await Client(grid).completed(own)
                     taken = None if history is None else samples.from_history(history, own)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import ClusterName, Connection, grid_settings, run_on
+from gridscore.cli.options import ClusterName, Connection, ask, grid_settings
 from gridscore.cli.output import console, errors, safe, say
 from gridscore.errors import UsageError
 from gridscore.texts import count_text
@@ -35,7 +35,7 @@ def scale(
     if not (match := re.fullmatch(r"worker=(\d{1,3})", what)):
         raise UsageError(f"`{what}` does not say how many workers.", "Write it as worker=4.")
 
-    run_on(connection, lambda grid: Jobs(grid).get(job))
+    ask(connection, lambda grid: Jobs(grid).get(job))
     where = grid_settings(connection)
     Containers(where.cluster_name).scale(job, int(match[1]), where, image, say)
     count = int(match[1])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from gridscore.cli.options import App, Connection, Json, ask, connected, run_on, valid
+from gridscore.cli.options import App, Connection, Json, ask, run_on, valid, working
 from gridscore.cli.output import confirmed, console, print_json, print_table, progress_bar, run, say, visible
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ async def _remove(
     from gridscore.grid import transport
     from gridscore.operations.removal import Removed, remove
 
-    async with connected(connection) as grid:
+    async with working(connection) as grid:
         record = await _check(grid, name)
         if record is None and (with_events or choice.superseded):
             option = "--with-events" if with_events else "--superseded"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import Connection, Json, run_on
+from gridscore.cli.options import Connection, Json, ask
 from gridscore.cli.output import (
     console,
     json_text,
@@ -52,7 +53,7 @@ def explain(
     """
     from gridscore.operations.explain import explain as explained
 
-    found = run_on(connection, lambda grid: explained(grid, job, key, output=output))
+    found = ask(connection, lambda grid: explained(grid, job, key, output=output), times=math.inf)
     if as_json:
         print_json({"job": job, "key": key, **found.to_json()})
         return

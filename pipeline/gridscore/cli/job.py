@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import App, Connection, Json, connected
+from gridscore.cli.options import App, Connection, Json, working
 from gridscore.cli.output import console, print_json, print_table, print_warnings, run, safe
 from gridscore.cli.preview import preview
 from gridscore.errors import UsageError
@@ -161,7 +161,7 @@ async def _events(job: Job, connection: Connection) -> list[dict[str, Any]]:
 
     from gridscore.proving.bench.samples import from_grid
 
-    async with connected(connection) as grid:
+    async with working(connection) as grid:
         texts = (await from_grid(grid, job)).texts
     found = []
     for text in texts:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import Connection, Json, connected, run_on, valid
+from gridscore.cli.options import Connection, Json, run_on, valid, working
 from gridscore.cli.output import console, print_json, progress_bar, run, visible
 from gridscore.errors import UsageError
 
@@ -181,7 +181,7 @@ async def _put(
     from gridscore.client.producer import Producer
 
     counts: dict[str, int] = {}
-    async with connected(connection) as grid:
+    async with working(connection) as grid:
         with _progress() as progress:
             for name, total, entries in loads:
                 task = progress.add_task(visible(name), total=total, waiting="")
@@ -321,7 +321,7 @@ async def _put_rows(plan: _Plan, connection: Connection, resume: bool, how: Mapp
         TableFile(path, target.key, kinds=target.kinds, **target.how) for path in plan.files
     ]
     counts: dict[str, Any] = {}
-    async with connected(connection) as grid:
+    async with working(connection) as grid:
         with _progress(TextColumn("{task.fields[rows]} rows")) as progress:
             for file in files or [None]:
                 name = target.map if file is None or len(files) == 1 else str(file.path)

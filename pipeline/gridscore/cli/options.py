@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import os
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
-from gridscore.cli.output import errors, run, safe
+from gridscore.cli.output import errors, run, safe, say
 from gridscore.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
@@ -145,8 +146,14 @@ def grid_settings(connection: Connection) -> GridSettings:
     if not named.members:
         where = ", ".join(found.members) or DEFAULT_ADDRESS
         whose = "which runs on this machine" if found.members else "the default"
-        errors.print(f"[dim]Cluster [bold]{safe(found.cluster_name)}[/] at {safe(where)}, {whose}[/]")
+        _tell(f"[dim]Cluster [bold]{safe(found.cluster_name)}[/] at {safe(where)}, {whose}[/]")
     return found
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    """Print a line once, however often a command connects."""
+    errors.print(line)
 
 
 @asynccontextmanager
@@ -162,23 +169,65 @@ async def connected(connection: Connection) -> AsyncIterator[Grid]:
         yield grid
 
 
-def run_on(connection: Connection, work: Callable[[Grid], Coroutine[Any, Any, _T]]) -> _T:
-    """Connect, and run the work of a command to its end."""
+@asynccontextmanager
+async def working(connection: Connection) -> AsyncIterator[Grid]:
+    """As `connected`, for work that is not given up: it says which members do not answer while it waits for them."""
+    async with connected(connection) as grid:
+        telling = asyncio.create_task(_tell_of_silence(grid))
+        try:
+            yield grid
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+
+
+async def _tell_of_silence(grid: Grid) -> None:
+    from gridscore.grid.management import SILENT_HINT, silent_members
+
+    told: list[str] = []
+    while True:
+        await asyncio.sleep(_ANSWER_SECONDS)
+        if silent := await silent_members(grid):
+            silent = await silent_members(grid)  # or we were busy ourselves
+        if silent and silent != told:
+            say(f"There is no answer from {', '.join(silent)}; waiting. {SILENT_HINT}", "yellow")
+        elif told and not silent:
+            say("All members answer again.")
+        told = silent
+
+
+def run_on(
+    connection: Connection, work: Callable[[Grid], Coroutine[Any, Any, _T]], *, tells_of_silence: bool = False
+) -> _T:
+    """Connect, and run the work of a command to its end.
+
+    Args:
+        tells_of_silence: Whether the work itself says that members do not answer.
+    """
 
     async def main() -> _T:
-        async with connected(connection) as grid:
+        async with (connected if tells_of_silence else working)(connection) as grid:
             return await work(grid)
 
     result: _T = run(main())
     return result
 
 
-def ask(connection: Connection, question: Callable[[Grid], Coroutine[Any, Any, _T]]) -> _T:
-    """Connect, and ask: unlike work, a question changes nothing, and is given up where a member does not answer."""
-    return run_on(connection, lambda grid: answered(grid, question(grid)))
+def ask(
+    connection: Connection,
+    question: Callable[[Grid], Coroutine[Any, Any, _T]],
+    *,
+    times: float = _TIMES,
+) -> _T:
+    """Connect, and ask: unlike work, a question is given up where a member does not answer.
+
+    Args:
+        times: For how many times 15 seconds it may take while all members answer.
+    """
+    return run_on(connection, lambda grid: answered(grid, question(grid), times), tells_of_silence=True)
 
 
-async def answered(grid: Grid, asking: Awaitable[_T]) -> _T:
+async def answered(grid: Grid, asking: Awaitable[_T], times: float = _TIMES) -> _T:
     """What the cluster answers; it is given longer while no member is silent.
 
     Raises:
@@ -190,7 +239,7 @@ async def answered(grid: Grid, asking: Awaitable[_T]) -> _T:
     try:
         while not (await asyncio.wait({asked}, timeout=_ANSWER_SECONDS))[0]:
             seconds += _ANSWER_SECONDS
-            if (silent := await silent_members(grid)) or seconds >= _ANSWER_SECONDS * _TIMES:
+            if (silent := await silent_members(grid)) or seconds >= _ANSWER_SECONDS * times:
                 raise unanswered(silent, seconds)
         return asked.result()
     finally:

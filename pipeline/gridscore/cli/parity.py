@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import Connection, Json, connected
+from gridscore.cli.options import Connection, Json, working
 from gridscore.cli.output import console, counted, json_text, print_json, print_table, run, safe
 from gridscore.cli.status import UNHEALTHY
 
@@ -54,7 +54,7 @@ def parity(
     from gridscore.operations.subject import subject_of
 
     async def main() -> Parity:
-        async with subject_of(lambda: connected(connection), job, [model], None) as subject:
+        async with subject_of(lambda: working(connection), job, [model], None) as subject:
             with counted("comparing") as told:
                 found = await compare(subject, events=events, wait=wait, on_progress=told)
             if found.judged and subject.grid is not None:

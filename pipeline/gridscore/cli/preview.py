@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import ChosenModel, Connection, connected
+from gridscore.cli.options import ChosenModel, Connection, working
 from gridscore.cli.output import (
     console,
     errors,
@@ -78,7 +78,7 @@ def preview(
     async def main() -> None:
         task = asyncio.current_task()
         on_signals(lambda _: task and task.cancel())
-        async with subject_of(lambda: connected(connection), job, [model], lookups) as subject:
+        async with subject_of(lambda: working(connection), job, [model], lookups) as subject:
             ((_, loaded),) = subject.sides
             if file is not None:
                 passed = of_file(subject.job, loaded, subject.given, file, key)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from gridscore.cli.options import Connection, connected
+from gridscore.cli.options import Connection, working
 from gridscore.cli.output import say
 from gridscore.cli.plug_run import run_until_told
 from gridscore.cli.plugs import command_of
@@ -41,7 +41,7 @@ def _start(settings: ServeSettings, connection: Connection) -> None:
         return bool(servers)  # empty while it connects
 
     async def serve() -> None:
-        async with connected(connection) as grid:
+        async with working(connection) as grid:
             server = gridscore.serve.server.Server(grid, settings)
             servers.append(server)
             await server.run()

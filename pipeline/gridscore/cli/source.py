@@ -11,7 +11,7 @@ import typer
 
 from gridscore.cli.logs import Format, LogFormat
 from gridscore.cli.metrics import Metrics, address_of, exposed
-from gridscore.cli.options import App, Connection, Json, ask, connected, run_on
+from gridscore.cli.options import App, Connection, Json, ask, run_on, working
 from gridscore.cli.output import console, one_line, print_json, print_table, say
 from gridscore.cli.plug_run import Line, run_until_told, running
 from gridscore.cli.plugs import PlugGroup, chosen, note_of_map
@@ -141,7 +141,7 @@ async def _read(
     from gridscore.job.life import OVER
     from gridscore.sources.runner import runner_of
 
-    async with connected(connection) as grid:
+    async with working(connection) as grid:
         runners += [runner_of(grid, settings, name or None) for name, settings in sources.items()]
         records = await Jobs(grid).all()
         for each, settings in zip(runners, sources.values(), strict=True):

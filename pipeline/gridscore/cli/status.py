@@ -76,7 +76,7 @@ def status(
         history.replace(flow)
         return history, flow, numbers
 
-    history, flow, acknowledged = run_on(connection, main)
+    history, flow, acknowledged = run_on(connection, main, tells_of_silence=True)
     findings = history.findings(late_seconds=late)
     if as_json:
         workers = [worker.id for worker in flow.overview.workers]

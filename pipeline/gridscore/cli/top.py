@@ -56,7 +56,7 @@ def top(
             await screen.show()
 
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):  # Ctrl-C is the normal end
-        run_on(connection, main)
+        run_on(connection, main, tells_of_silence=True)
 
 
 class _Screen:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import Connection, Json, run_on
+from gridscore.cli.options import Connection, Json, ask, run_on
 from gridscore.cli.output import confirmed, console, print_json, print_table, safe
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def wipe(
         return found
 
     if dry_run or asks:
-        found = run_on(connection, lambda grid: remnants(grid, job, what))
+        found = ask(connection, lambda grid: remnants(grid, job, what))
         if not as_json:
             _show(found)
         if asks and not confirmed("Remove all of this for good?", as_json=as_json):

@@ -15,7 +15,7 @@ import typer
 from gridscore import leash
 from gridscore.cli.logs import Format, LogFormat, is_json, relay
 from gridscore.cli.metrics import Metrics, address_of, exposed
-from gridscore.cli.options import Connection, connected
+from gridscore.cli.options import Connection, working
 from gridscore.cli.output import errors, run, say
 from gridscore.cli.signals import on_signals
 from gridscore.texts import count_text
@@ -102,7 +102,7 @@ async def _score(
     if leashed:
         leash.hold(lambda: loop.call_soon_threadsafe(stop), STOP_SECONDS)
     try:
-        async with connected(connection) as grid:
+        async with working(connection) as grid:
             scoring = Worker(grid, only, lease_seconds=lease, times=metrics is not None)
             async with exposed(grid, metrics, worker=scoring):
                 if leashed:
