@@ -191,6 +191,27 @@ class Rates:
         return 0.0 if left >= 1 else (1 - left) * per / most
 
 
+def granted(name: str, grant: str) -> Key:
+    """What somebody whom others vouch for may do, as settings write it: `score,read`, or `score:card-fraud,plain`.
+
+    Raises:
+        UsageError: It is not written so.
+    """
+    roles, colon, only = grant.partition(":")
+    if not set(roles.split(",")) <= set(Role) or (colon and not all(only.split(","))):
+        raise UsageError(
+            f"`{grant}` is not what somebody may do.",
+            f"Write roles ({', '.join(Role)}), then names if it is for these only: `score,ingest:JOB,MAP`.",
+        )
+    return Key(
+        id=name,
+        roles=tuple(map(Role, roles.split(","))),
+        only=tuple(only.split(",")) if only else (),
+        digest=digest_of(secrets.token_hex()),
+        created_at=dt.datetime.now(dt.UTC),
+    )
+
+
 def digest_of(text: str) -> str:
     """What the grid holds of a key."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _NOT_OPTIONS = ("kind",)
 _COMMON: dict[type[BaseModel], str] = {SourceSettings: "Every source", SinkSettings: "Every sink"}
 _METAVARS = ((get_args(Duration)[-1], "TIME"), (get_args(MapName)[-1], "MAP"))
-_FILES = ("path", "certificate", "private_key")
+_FILES = ("path", "certificate", "private_key", "client_ca")
 
 _Entry = TypeVar("_Entry", SourceSettings, SinkSettings)
 

@@ -211,7 +211,7 @@ class GrpcServer:
                 given[key] = str(value)
         kind, _, rest = context.peer().partition(":")
         host, _, port = rest.rpartition(":")
-        scope = {
+        scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": "3.0"},
             "http_version": "2",
@@ -225,6 +225,10 @@ class GrpcServer:
             "client": (host.strip("[]") if kind.startswith("ipv") else rest, int(port) if port.isdecimal() else 0),
             "server": None,
         }
+        if self._settings.client_ca is not None:
+            shown = context.auth_context()
+            names = *shown.get("x509_common_name", ()), *shown.get("x509_subject_alternative_name", ())
+            scope["gridscore.names"] = frozenset(name.decode(errors="replace") for name in names)
         sent: list[Message] = []
         waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -246,7 +250,8 @@ def _credentials(settings: ServeSettings) -> Any:
     if settings.certificate is None or settings.private_key is None:
         return None
     pair = Path(settings.private_key).read_bytes(), Path(settings.certificate).read_bytes()
-    return grpc.ssl_server_credentials([pair])
+    authorities = None if settings.client_ca is None else Path(settings.client_ca).read_bytes()
+    return grpc.ssl_server_credentials([pair], authorities, require_client_auth=authorities is not None)
 
 
 def _checked(

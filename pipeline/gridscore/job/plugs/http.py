@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -18,7 +20,22 @@ def _origin(value: str) -> str:
     return value
 
 
+def private_address(value: str) -> str:
+    """An address of which nobody on the way can change the answer: by TLS, or on this machine.
+
+    Raises:
+        ValueError: It is another.
+    """
+    parts = urlsplit(value)
+    host = parts.hostname or ""
+    is_here = host == "localhost" or (bool(re.fullmatch(r"[0-9.]+|.*:.*", host)) and ip_address(host).is_loopback)
+    if not host or not (parts.scheme == "https" or (parts.scheme == "http" and is_here)) or "@" in parts.netloc:
+        raise ValueError(f"`{value}` must begin with https://; with http:// it must be on this machine")
+    return value
+
+
 Origin = Annotated[str, AfterValidator(_origin)]
+Grants = Annotated[dict[str, str], Field(max_length=1_000)]
 
 
 class PostSettings(Strict):
@@ -43,10 +60,36 @@ class PostSettings(Strict):
         description="What a request must show as `Authorization: Bearer …`: `${NAME}`, an environment variable.",
     )
     keys: bool = Field(default=False, description="Ask for a key that `gridscore key create` makes, or the token.")
+    oidc_issuer: Annotated[str, Field(max_length=1_000), AfterValidator(private_address)] | None = Field(
+        default=None,
+        description="Take tokens (JWT) of this OpenID Connect issuer: https://login.example.com. Needs `oidc_audience` "
+        "and `oidc_grant`.",
+    )
+    oidc_audience: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), max_length=10, description="Whom its tokens must be for."
+    )
+    oidc_claim: str = Field(
+        default="scope", min_length=1, description="The claim that `oidc_grant` goes by; `a.b` for `b` in `a`."
+    )
+    oidc_grant: Grants = Field(
+        default={},
+        description="What somebody with this value in the claim may do: roles of keys, and perhaps the names that they "
+        "are for: `analysts: score,read:card-fraud`. The first that fits counts.",
+    )
+    client_ca: str | None = Field(
+        default=None,
+        description="Ask every client for a certificate that an authority of this file, PEM, has issued. Needs "
+        "`certificate`.",
+    )
+    client_grant: Grants = Field(
+        default={},
+        description="What a client may do whose certificate has this name, without a key: `till7: score`. Needs "
+        "`client_ca`.",
+    )
     public: bool = Field(
         default=False,
         description="Let anybody who reaches it do all that it offers; else it listens beyond this machine only with "
-        "`keys` or `token`.",
+        "`keys`, `token`, `oidc_issuer` or `client_grant`.",
     )
     allow_origin: tuple[Origin, ...] = Field(
         default=(), description="Origins of web pages that may post: https://shop.example.com, or `*` for any."
@@ -81,4 +124,9 @@ class PostSettings(Strict):
             raise ValueError("`key` has a name twice")
         if (self.certificate is None) != (self.private_key is None):
             raise ValueError("`certificate` and `private_key` belong together")
+        given = bool(self.oidc_issuer), bool(self.oidc_audience), bool(self.oidc_grant)
+        if any(given) != all(given):
+            raise ValueError("`oidc_issuer`, `oidc_audience` and `oidc_grant` belong together")
+        if (self.client_grant and not self.client_ca) or (self.client_ca and not self.certificate):
+            raise ValueError("`client_grant` needs `client_ca`, which needs `certificate`")
         return self

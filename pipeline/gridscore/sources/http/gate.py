@@ -17,8 +17,8 @@ from hazelcast.errors import HazelcastError
 from starlette.datastructures import Headers, QueryParams
 from starlette.middleware.cors import CORSMiddleware
 
-from gridscore.errors import GridError
-from gridscore.keys import Key, Keys, Rates, Role, digest_of
+from gridscore.errors import GridscoreError, missing_extra
+from gridscore.keys import Key, Keys, Rates, Role, digest_of, granted
 from gridscore.sources.http.answer import json_response
 from gridscore.sources.http.connections import address_of
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from gridscore.grid import Grid
     from gridscore.job.plugs.http import PostSettings
+    from gridscore.sources.http.tokens import Tokens
 
 FREE = frozenset(("/healthz", "/gridscore.js", "/v2/health/live", "/v2/health/ready"))
 """What anybody may ask for: probes and pages have no token."""
@@ -48,7 +49,7 @@ TOKEN_ID = "0" * 12
 
 
 class Guard:
-    """Who somebody is, by the key or the token that they show; it makes guessing slow.
+    """Who somebody is, by the key, the token or the certificate that they show; it makes guessing slow.
 
     Attributes:
         asks: Whether anything must be shown.
@@ -61,16 +62,33 @@ class Guard:
             digest = digest_of(settings.token)
             self._all = Key(id=TOKEN_ID, roles=tuple(Role), digest=digest, created_at=dt.datetime.now(dt.UTC))
         self._keys = Keys(grid) if settings.keys else None
+        self._clients = {name: granted(f"cert:{name}"[:100], text) for name, text in settings.client_grant.items()}
+        self._tokens = _tokens(settings) if settings.oidc_issuer else None
         self._rates = Rates()
         self.takes_keys = settings.keys
-        self.asks = bool(settings.token or settings.keys)
+        self.asks = bool(settings.token or settings.keys or settings.oidc_issuer or settings.client_grant)
         self._refusals: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()
+
+    async def close(self) -> None:
+        """Stop asking the issuer of tokens."""
+        if self._tokens is not None:
+            await self._tokens.close()
+
+    async def caller(self, scope: Scope, authorization: str) -> Key | None:
+        """What the caller may do, by the header `Authorization`, or else by the certificate; errors as of `find`."""
+        if not authorization and self._clients and (names := scope.get("gridscore.names")):
+            return next((key for name, key in self._clients.items() if name in names), None)
+        scheme, _, rest = authorization.partition(" ")
+        shown = rest.strip() if scheme.lower() == "bearer" else ""
+        if self._tokens is not None and shown.startswith("ey"):  # as `{"` is written in base64
+            return await self._tokens.find(shown)
+        return await self.find(shown.encode("latin-1"))
 
     async def find(self, shown: bytes) -> Key | None:
         """The key that somebody shows; None if it is not one.
 
         Raises:
-            HazelcastError, GridError: The keys cannot be looked up.
+            HazelcastError, GridscoreError: The keys cannot be looked up.
         """
         if self._token and hmac.compare_digest(shown, self._token):
             return self._all
@@ -133,11 +151,9 @@ class Gate:
 
     async def _refusal(self, scope: Scope, authorization: str) -> Response | None:
         """The answer to who may not; None to who may."""
-        scheme, _, rest = authorization.partition(" ")
-        shown = rest.strip() if scheme.lower() == "bearer" else ""
         try:
-            key = await self._guard.find(shown.encode("latin-1"))
-        except (HazelcastError, GridError):
+            key = await self._guard.caller(scope, authorization)
+        except (HazelcastError, GridscoreError):
             return json_response(503, {"error": "The keys cannot be looked up now."}, {"Retry-After": "1"})
         if key is not None:
             if seconds := self._guard.wait(key):
@@ -151,6 +167,14 @@ class Gate:
         await self._guard.refuse(scope)
         refused = {"error": f"The {'key' if self._guard.takes_keys else 'token'} is missing or wrong."}
         return json_response(401, refused, {"WWW-Authenticate": "Bearer"})
+
+
+def _tokens(settings: PostSettings) -> Tokens:
+    try:
+        from gridscore.sources.http.tokens import Tokens
+    except ModuleNotFoundError as error:
+        raise missing_extra("--oidc-issuer", "oidc", error) from None
+    return Tokens(settings)
 
 
 def used_up(key: Key) -> str:

@@ -63,6 +63,7 @@ class BoundedHeads(HttpToolsProtocol):
         self.logger = _faults
         self._connections = connections
         self.handshake: Connection | None = None
+        self._names: frozenset[str] = frozenset()
         self._deadline: asyncio.TimerHandle | None = None
         self._head_until = math.inf
         self._reading_head = True
@@ -77,6 +78,7 @@ class BoundedHeads(HttpToolsProtocol):
         super().connection_made(transport)
         if self.handshake is not None:
             self._connections.leave(self.handshake)
+            self._names = _names(transport.get_extra_info("peercert") or {})
         if self._connections.enter(self, self.client[0] if self.client else ""):
             self._expect_head()
         else:
@@ -175,6 +177,8 @@ class BoundedHeads(HttpToolsProtocol):
         # For those who answer many at once, and need not answer who has left; and who need not wait for a body.
         scope["gridscore.has_left"] = lambda: cycle.disconnected
         scope["gridscore.is_whole"] = lambda: not cycle.more_body
+        if self._names:
+            scope["gridscore.names"] = self._names
         super()._start_asgi_task(cycle, app)
 
     def _abort(self) -> None:
@@ -216,3 +220,10 @@ class BoundedHeads(HttpToolsProtocol):
             self.close()
         elif self._head_until < math.inf:
             self._deadline = self.loop.call_at(self._head_until, self._look_for_head)
+
+
+def _names(certificate: dict[str, Any]) -> frozenset[str]:
+    """The names in a client's certificate: of its subject, and further ones."""
+    subject = (pair for each in certificate.get("subject", ()) for pair in each)
+    further = certificate.get("subjectAltName", ())
+    return frozenset([*(name for kind, name in subject if kind == "commonName"), *(name for _, name in further)])

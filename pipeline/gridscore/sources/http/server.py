@@ -66,18 +66,17 @@ class HttpServer:
             ssl_certfile=self._settings.certificate,
             ssl_keyfile=self._settings.private_key,
         )
-        _load(config)
+        certificate = _load(config, self._settings)
         listening = self._listen(config)
         host, port = listening.getsockname()[:2]
-        asks = self._settings.token or self._settings.keys
-        if not (asks or self._settings.public or ipaddress.ip_address(host).is_loopback):
+        if not (self.guard.asks or self._settings.public or ipaddress.ip_address(host).is_loopback):
             listening.close()
             raise UsageError(
                 f"Anybody who reaches {host}:{port} could do all that is offered there.",
                 "Ask for keys (`--keys`) or a token (`--token '${NAME}'`); or say `--public`, if you want that.",
             )
         self.address = f"http{'s' if config.is_ssl else ''}://{f'[{host}]' if ':' in host else host}:{port}"
-        self._server = _Server(config, self.connections)
+        self._server = _Server(config, self.connections, certificate)
         self._serving = asyncio.get_running_loop().create_task(self._server.serve([listening]))
 
     async def close(self) -> None:
@@ -86,6 +85,7 @@ class HttpServer:
             self._server.should_exit = True
             await asyncio.gather(self._serving, return_exceptions=True)
             self._server = self._serving = None
+        await self.guard.close()
 
     def _listen(self, config: uvicorn.Config) -> socket.socket:
         host, port = self._settings.host, self._settings.port
@@ -110,34 +110,36 @@ class HttpServer:
         return listening
 
 
-def _load(config: uvicorn.Config) -> None:
-    certificate, key = config.ssl_certfile, config.ssl_keyfile
-    for path in (certificate, key):
-        if path is not None and not Path(path).is_file():
+def _load(config: uvicorn.Config, settings: PostSettings) -> Certificate | None:
+    files = [each for each in (settings.certificate, settings.private_key, settings.client_ca) if each is not None]
+    for path in files:
+        if not Path(path).is_file():
             raise SettingsError(f"For TLS: there is no file {path}.")
     try:
+        certificate = Certificate(*files) if files else None
         config.load()
     except ssl.SSLError as error:
+        what = f" with the authorities of {settings.client_ca}" if settings.client_ca else ""
         raise SettingsError(
-            f"The certificate {certificate} and the key {key} cannot be used: {error.reason or error}.",
-            "Both are PEM files, and the key is the one that the certificate was made for.",
+            f"The certificate {files[0]} and the key {files[1]}{what} cannot be used: {error.reason or error}.",
+            "All are PEM files, and the key is the one that the certificate was made for.",
         ) from None
+    return certificate
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+    def __init__(self, config: uvicorn.Config, connections: Connections, certificate: Certificate | None) -> None:
         super().__init__(config)
-        self._connections = connections
+        self._connections, self._certificate = connections, certificate
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        context = self.config.ssl
-        if context is None or not sockets:
+        certificate = self._certificate
+        if certificate is None or not sockets:
             await super().startup(sockets)
             return
         # As uvicorn does, but with our own server.
         options = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
         make = partial(BoundedHeads, connections=self._connections, **options)
-        certificate = Certificate(context, str(self.config.ssl_certfile), str(self.config.ssl_keyfile))
         self.servers = [TlsServer(each, certificate, self._connections, make) for each in sockets]  # type: ignore[misc]  # alike
         self.started = True
 

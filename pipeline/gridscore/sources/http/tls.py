@@ -51,17 +51,23 @@ class _Handshake:
 
 
 class Certificate:
-    """The files that a context was made of; it follows them.
+    """The certificate of the server, and who issues those of its clients; it follows the files.
 
     Args:
-        context: Which has loaded them.
+        files: The chain, its key, and the authorities that clients must have a certificate of, if they must.
+
+    Attributes:
+        context: For the next connection.
+
+    Raises:
+        ssl.SSLError: The files are of no use.
     """
 
-    def __init__(self, context: ssl.SSLContext, certificate: str, private_key: str | None) -> None:
-        self._files = (certificate, private_key)
+    def __init__(self, *files: str) -> None:
+        self._files = files
         self._known = self._look()
         self._due = 0.0
-        self.context = context
+        self.context = self._load()
 
     def follow(self) -> None:
         """Load the files again if they have changed; if they are of no use, what was loaded stays."""
@@ -72,13 +78,11 @@ class Certificate:
         if self._known == known:
             return
         try:
-            # A key of another certificate would spoil the context. No password: nobody is there to be asked.
-            for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.context):
-                context.load_cert_chain(*self._files, password="")
+            self.context = self._load()
         except OSError as error:  # ssl.SSLError is one
             why = getattr(error, "reason", None) or error.strerror or error
             _log.error(
-                "%s or its key has changed and cannot be used, the one before stays in use: %s",
+                "%s, or what belongs to it, has changed and cannot be used, the one before stays in use: %s",
                 self._files[0],
                 why,
                 extra={"action": "certificate_refused"},
@@ -86,11 +90,21 @@ class Certificate:
         else:
             _log.info("%s has changed and is in use now", self._files[0], extra={"action": "certificate_renewed"})
 
+    def _load(self) -> ssl.SSLContext:
+        """A new context: one that was used keeps the authorities that it has once loaded."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate, private_key = self._files[:2]
+        context.load_cert_chain(certificate, private_key, password="")  # nobody is there to be asked
+        for authorities in self._files[2:]:
+            context.load_verify_locations(authorities)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
     def _look(self) -> list[tuple[int, int, int] | None]:
         found: list[tuple[int, int, int] | None] = []
         for each in self._files:
             try:
-                stat = Path(each or self._files[0]).stat()
+                stat = Path(each).stat()
             except OSError:
                 found.append(None)
             else:
