@@ -1,5 +1,6 @@
-"""What `make site` adds to the pages: the README and its like, the examples, and references made of the code itself."""
+"""What `make site` adds to the pages: the README and its like, examples, notebooks, and references made of the code."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -14,13 +15,16 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security-policy.md",
     **{f"jobs/{each}/README.md": f"examples/{each}.md" for each in ("flights", "payments", "card-fraud")},
+    **{
+        f"docs/notebooks/{each.name}": f"notebooks/{each.stem}.md" for each in (ROOT / "docs/notebooks").glob("*.ipynb")
+    },
 }
-"""Files outside docs/ that are pages, and where."""
+"""Other files that are pages, and where."""
 
 
 def on_files(files: Any, config: Any) -> Any:
     """Add pages, and files that pages lead to."""
-    made = {where: (ROOT / path).read_text() for path, where in PAGES.items()}
+    made = {where: _page(ROOT / path) for path, where in PAGES.items()}
     made |= {
         "reference/commands.md": _commands(),
         "reference/job-file.md": _job_file(),
@@ -43,6 +47,14 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_content(html: str, **_: Any) -> str:
     """Leave out the roles of docstrings, which are Sphinx's."""
     return re.sub(r":(?:attr|class|func|meth|mod):(?=<code>)", "", html)
+
+
+def _page(file: Path) -> str:
+    text = file.read_text()
+    if file.suffix != ".ipynb":
+        return text
+    cells = [(each["cell_type"], "".join(each["source"])) for each in json.loads(text)["cells"]]
+    return "\n\n".join(text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in cells)
 
 
 def _relinked(text: str, source: str, where: str, others: set[str]) -> str:

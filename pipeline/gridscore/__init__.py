@@ -47,6 +47,7 @@ _HOMES = {
     "ResultStream": "gridscore.client.results",
     "Worker": "gridscore.scoring",
     "connect": "gridscore.client",
+    "load_ipython_extension": "gridscore.client.notebook",
     "load_job": "gridscore.job",
     "offline_matrix": "gridscore.features",
 }

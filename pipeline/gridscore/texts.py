@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import html
 import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 # What a terminal obeys or hides: C0, DEL, C1, line separators, marks that turn the direction; and lone surrogates,
 # which no stream can encode.
@@ -58,6 +59,22 @@ def visible(value: Any, *, layout: bool = False) -> str:
 def _spelled(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+_CELL = 200
+"""Most characters of a cell."""
+
+
+def html_table(*rows: Mapping[str, Any]) -> str:
+    """Rows of the same columns as a notebook shows them; whatever a cell holds is only ever text."""
+
+    def line(tag: str, values: Iterable[Any]) -> str:
+        texts = ("" if each is None else visible(each) for each in values)
+        cut = (html.escape(text if len(text) <= _CELL else f"{text[: _CELL - 1]}…") for text in texts)
+        return f"<tr>{''.join(f'<{tag}>{text}</{tag}>' for text in cut)}</tr>"
+
+    lines = [*(line("th", row) for row in rows[:1]), *(line("td", row.values()) for row in rows)]
+    return f"<table>{''.join(lines)}</table>"
 
 
 _LINES = 12

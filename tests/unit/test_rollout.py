@@ -3,6 +3,7 @@
 import asyncio
 
 import numpy as np
+import pytest
 from test_bad_records import JOB
 from test_stub_grid import booster
 
@@ -42,9 +43,8 @@ async def test_versions_are_exchanged_under_load_and_each_result_is_of_the_versi
             for swap in range(SWAPS):
                 version = (swap + 1) % 3 + 1
                 await client.promote_model("payments", version, why=f"swap {swap}")
-                found = await until(
-                    lambda: rollout(client.grid, "payments"), lambda found: found.complete and len(found.workers) == 2
-                )
+                await client.wait_until_live("payments", version)
+                found = await rollout(client.grid, "payments")
                 assert (found.version, [worker.version for worker in found.workers]) == (version, [version] * 2)
             done.set()
             await producing
@@ -92,6 +92,10 @@ async def test_a_worker_that_cannot_load_a_version_goes_on_with_the_one_before_a
             (behind,) = [worker for worker in found.workers if worker.state == "behind"]
             assert (behind.version, found.version, found.complete) == (1, 2, False)
             assert "there is no room here" in behind.why
+            with pytest.raises(ModelError, match=f"Version 2 .* not live after 0 s: {behind.worker} is behind"):
+                await client.wait_until_live("payments", seconds=0)
+            with pytest.raises(ModelError, match="scores with version 2 of the model `payments`, not 1"):
+                await client.wait_until_live("payments", 1)
             await client.put_events("events.payments", {f"e{n}": {"amount": float(n)} for n in range(100)})
             results = await stub.results("results.payments", 100)
             assert {result["version"] for result in results.values()} == {1, 2}

@@ -110,6 +110,7 @@ class BlockingClient:
     wipe = _blocking(Client.wipe)
     push_model = _blocking(Client.push_model)
     promote_model = _blocking(Client.promote_model)
+    wait_until_live = _blocking(Client.wait_until_live)
     rollback_model = _blocking(Client.rollback_model)
     check_model = _blocking(Client.check_model)
     compare_models = _blocking(Client.compare_models)

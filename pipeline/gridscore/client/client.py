@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from collections.abc import Sized
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import msgspec
 from gridscore.client.answers import Answers
 from gridscore.client.experiments import ExperimentVerbs
 from gridscore.client.model_verbs import ModelVerbs
+from gridscore.client.notebook import counted
 from gridscore.client.producer import Producer
 from gridscore.client.results import ResultStream, Start
 from gridscore.errors import (
@@ -100,7 +102,9 @@ class Client(ModelVerbs, ExperimentVerbs):
             GridError: The cluster did not confirm; some may have been put, and putting them again does no harm.
         """
         pairs = await self._pairs(map_name, events, key, job)
-        texts = ((name, json_text(name, value)) for name, value in pairs)
+        texts: Iterable[tuple[Any, bytes]] = ((name, json_text(name, value)) for name, value in pairs)
+        if isinstance(events, Sized):
+            texts = counted(texts, len(events))
         if max_wait is not None:
             return await self.producer(map_name, max_wait=max_wait).put(texts)
         if map_name not in self._producers:
@@ -438,6 +442,8 @@ class Client(ModelVerbs, ExperimentVerbs):
         ):
             raise UsageError(f"{twice:,} rows have the key of another one.", "Give each row a key of its own.")
 
+        done = counted(range(len(pairs)), len(pairs))
+
         async def ask(mine: list[int]) -> None:
             for row in mine:
                 async with turn:
@@ -445,6 +451,7 @@ class Client(ModelVerbs, ExperimentVerbs):
                         found[row] = (await answers.score(*pairs[row], timeout)).value
                     except (EventRejectedError, NoResultError) as error:
                         found[row] = {"error": str(error)}
+                next(done)
 
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -452,6 +459,7 @@ class Client(ModelVerbs, ExperimentVerbs):
                     tasks.create_task(ask(mine))
         except ExceptionGroup as failures:
             raise first_of(failures) from None
+        next(done, None)
         return frame_of([name for name, _ in pairs], found)
 
     async def _answers_of(self, events: str, results: str | None) -> Answers:

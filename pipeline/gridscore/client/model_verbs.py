@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gridscore.client.gates import Gates
+from gridscore.client.notebook import told_progress
 from gridscore.errors import GridscoreError, ModelError
 from gridscore.grid.records import Records
 from gridscore.job.life import ENDED, OVER
@@ -19,7 +19,7 @@ from gridscore.models.version import early_stopping
 from gridscore.scoring.recent import latest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Mapping
 
     from gridscore.grid import Grid
     from gridscore.job import Job, Jobs
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gridscore.models.sample import Rows
 
 _EVENTS = 10_000
+_GLANCE_SECONDS = 0.2
 
 
 class ModelVerbs:
@@ -79,7 +80,7 @@ class ModelVerbs:
             ModelError: It is not a model, or, with an alias, one that would not score as trained for a
                 submitted job that uses it.
         """
-        with _told_progress(progress) as told:
+        with told_progress(progress) as told:
             added = await self.add_model(
                 model,
                 name,
@@ -147,6 +148,35 @@ class ModelVerbs:
         return await models.promote(
             name, version, alias, jobs=jobs, allow_changed=allow_changed_features, why=why, approval=approval
         )
+
+    async def wait_until_live(self, job: str, version: int | None = None, *, seconds: float = 60.0) -> None:
+        """Wait until every worker of a job scores with the version that is meant to.
+
+        Args:
+            version: Which one that has to be; any if None.
+            seconds: How long to wait.
+
+        Raises:
+            JobError: There is no such job.
+            ModelError: Another version is meant to score; or it is not live in time, or there is no worker.
+        """
+        from gridscore.operations.rollout import rollout
+
+        over = self.grid.clock() + seconds
+        while not (found := await rollout(self.grid, job)).complete or version not in (None, found.version):
+            if version not in (None, found.version):
+                raise ModelError(
+                    f"The job `{job}` scores with version {found.version} of the model `{found.model}`, not {version}.",
+                    f"`gridscore model promote {found.model} {version}` makes it the champion.",
+                )
+            if self.grid.clock() >= over:
+                behind = [f"{each.worker} is {each.state}" for each in found.workers if each.state != "live"]
+                raise ModelError(
+                    f"Version {found.version} of the model `{found.model}` is not live after {seconds:g} s: "
+                    f"{', '.join(behind) or 'no worker scores'}.",
+                    f"`gridscore model rollout {job}` shows why.",
+                )
+            await asyncio.sleep(_GLANCE_SECONDS)
 
     async def rollback_model(
         self, name: str, alias: str = "champion", *, allow_changed_features: bool = False, why: str = ""
@@ -346,24 +376,3 @@ def _write(path: Path, payload: bytes) -> None:
             file.write(payload)
     except OSError as error:
         raise ModelError(f"{path} cannot be written: {error.strerror}.", "Name a file that is not there yet.") from None
-
-
-@contextmanager
-def _told_progress(shown: bool | None) -> Iterator[Callable[[int, int], None] | None]:
-    """What to call with the bytes written and all bytes, while the bar is shown.
-
-    Args:
-        shown: None means: in a notebook.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-    console = Console(stderr=True)
-    if shown is None:
-        shown = console.is_jupyter
-    if not shown:
-        yield None
-        return
-    with Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=console) as bar:
-        task = bar.add_task("checking", total=None)
-        yield lambda done, total: bar.update(task, description="pushing", completed=done, total=total)

@@ -16,6 +16,7 @@ from gridscore.errors import GridError, UsageError
 from gridscore.grid import transport
 from gridscore.grid.copies import payload
 from gridscore.grid.entries import walk
+from gridscore.texts import html_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,6 +47,9 @@ class Result:
 
     key: Any
     value: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        return html_table({"key": self.key} | self.value)
 
     @property
     def score(self) -> Any:

@@ -20,7 +20,7 @@ from gridscore.grid import Record, Records
 from gridscore.grid.records import reason_of
 from gridscore.job.file import Job
 from gridscore.job.release import Previous, Release  # noqa: TC001 -- msgspec reads the annotations
-from gridscore.texts import moment_text, nearest
+from gridscore.texts import html_table, moment_text, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -96,6 +96,11 @@ class JobRecord:
     def name(self) -> str:
         """Name of the job."""
         return self.job.name
+
+    def _repr_html_(self) -> str:
+        model, maps = self.job.model, {"events": self.job.events, "results": self.job.results}
+        live = {"model": f"{model.name} {model.alias or f'v{model.version}'}", "error": self.error}
+        return html_table({"job": self.name, "state": self.state, "revision": self.revision} | maps | live)
 
     @property
     def beginning(self) -> str:

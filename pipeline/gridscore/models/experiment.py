@@ -23,6 +23,7 @@ from msgspec import Meta
 from gridscore.grid.records import Count, Records
 from gridscore.models.metrics import psi
 from gridscore.models.version import Positive, Text  # noqa: TC001 -- msgspec reads the annotations
+from gridscore.texts import html_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -144,6 +145,10 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     def to_json(self) -> dict[str, Any]:
         """For scripts, and for the grid."""
         return dict(msgspec.to_builtins(self))
+
+    def _repr_html_(self) -> str:
+        names = ("job", "model", "version", "kind", "share", "state", "why")
+        return html_table({name: getattr(self, name) for name in names})
 
 
 Counts64 = Annotated[tuple[Count, ...], Meta(min_length=GROUPS, max_length=GROUPS)]
@@ -456,6 +461,10 @@ class Standing(NamedTuple):
             f"{experiment.kind} of {experiment.model} v{experiment.version}, {at}; champion {counts.champion.events:,} "
             f"events, challenger {counts.challenger.events:,} and {counts.challenger.errors:,} errors"
         )
+
+    def _repr_html_(self) -> str:
+        value = self.to_json()
+        return self.experiment._repr_html_() + html_table(*({"variant": name, **value[name]} for name in VARIANTS))
 
     def compared(self) -> list[Compared]:
         """How the variants differ."""

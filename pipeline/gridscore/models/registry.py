@@ -34,7 +34,7 @@ from gridscore.models.record import STALE_SECONDS, About, Entry, ModelRecord, Mo
 from gridscore.models.sample import Sample
 from gridscore.models.signing import check_signature
 from gridscore.models.version import ModelVersion, check_name
-from gridscore.texts import did_you_mean, moment_text
+from gridscore.texts import did_you_mean, html_table, moment_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -103,6 +103,9 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
         return dict(msgspec.to_builtins(self, str_keys=True))
+
+    def _repr_html_(self) -> str:
+        return html_table(*({**v.figures, "aliases": ", ".join(self.aliases_of(v.version))} for v in self.versions))
 
 
 class Registry:

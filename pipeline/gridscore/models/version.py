@@ -12,7 +12,7 @@ from gridscore.errors import ModelError, UsageError
 from gridscore.features.definitions import ATTRIBUTE, Attribute, Definitions, Training
 from gridscore.models.description import MAX_FEATURES, NAMES_HINT
 from gridscore.models.fit import difference, listed
-from gridscore.texts import did_you_mean
+from gridscore.texts import did_you_mean, html_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,6 +95,16 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         return f"{self.name} v{self.version}"
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What a notebook shows of it."""
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        made = {"features": len(self.features), "trees": self.trees, "pushed": self.created_at, "metrics": metrics}
+        return {"model": self.name, "version": self.version, **made}
+
+    def _repr_html_(self) -> str:
+        return html_table(self.figures)
 
     @property
     def labels(self) -> tuple[str, ...]:

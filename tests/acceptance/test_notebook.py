@@ -1,0 +1,50 @@
+"""The notebook of the docs does on a real member what it says, as a reader runs it; and shows what it should."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+NOTEBOOK = Path(__file__).parents[2] / "docs/notebooks/from-a-model-to-a-live-stream.ipynb"
+
+
+@pytest.fixture
+def kernel(environment, tmp_path, monkeypatch):
+    """Runs a notebook in a folder of its own."""
+    for name in ("GRIDSCORE_MEMBERS", "GRIDSCORE_CLUSTER_NAME"):
+        monkeypatch.setenv(name, environment[name])
+    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+
+    def go(notebook):
+        where = {"metadata": {"path": str(tmp_path)}}
+        return NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where).execute()
+
+    return go
+
+
+def outputs(cell):
+    return [(each.get("data") or {}).get("text/html") or each.get("text", "") for each in cell.outputs]
+
+
+def test_the_notebook_of_the_docs_goes_from_a_model_to_a_live_stream(kernel):
+    cells = [cell for cell in kernel(nbformat.read(NOTEBOOK, as_version=4)).cells if cell.cell_type == "code"]
+    shown = {cell.source.splitlines()[-1]: outputs(cell) for cell in cells}
+    bar, version = shown['client.push_model(model, "tumours", alias="champion")']
+    assert "value='100'" in bar
+    assert "<td>tumours</td><td>1</td>" in version
+    assert "<td>tumours</td><td>WAITING</td>" in shown['client.submit("tumours.yaml")'][0]
+    assert "<td>one more</td>" in shown["result"][-1]
+    assert "champion" in "".join(shown["%gridscore model list"])
+
+
+def test_a_command_that_fails_stops_the_notebook_without_a_traceback(kernel):
+    lines = ["%load_ext gridscore\n%gridscore submit nowhere.yaml", "print('went on')"]
+    notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, lines)))
+    with pytest.raises(CellExecutionError, match="its exit code is 2") as raised:
+        kernel(notebook)
+    assert "notebook.py" not in str(raised.value)
+    assert "nowhere.yaml" in "".join(outputs(notebook.cells[0]))
+    assert not notebook.cells[1].outputs

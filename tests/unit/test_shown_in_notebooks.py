@@ -1,0 +1,54 @@
+"""What a notebook shows of jobs, models, results and experiments: tables of text, whatever names and values are."""
+
+import re
+
+import msgspec
+import pytest
+from test_bad_records import JOB
+from test_stub_grid import booster
+
+from gridscore import Result
+from gridscore.job import parse_job
+from gridscore.models.experiment import Counts, Experiment, Standing
+from gridscore.testing import StubCluster
+from gridscore.texts import html_table
+
+HOSTILE = "<script>alert('x')</script>&\x1b[2J"
+ESCAPED = "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&amp;\\x1b[2J"
+
+
+def cells(shown):
+    assert re.sub(r"</?(table|tr|th|td)>", "", shown).count("<") == 0
+    return re.findall(r"<td>(.*?)</td>", shown)
+
+
+def test_names_and_values_are_only_ever_text():
+    shown = html_table({HOSTILE: HOSTILE, "n": None}, {HOSTILE: "x" * 1_000, "n": 1.5})
+    assert shown.startswith(f"<table><tr><th>{ESCAPED}</th><th>n</th></tr>")
+    assert cells(shown) == [ESCAPED, "", "x" * 199 + "…", "1.5"]
+    assert cells(Result(HOSTILE, {"score": 0.5, "name": HOSTILE})._repr_html_()) == [ESCAPED, "0.5", ESCAPED]
+
+
+def test_an_experiment_shows_what_it_says_and_what_was_counted():
+    record = {"id": "i", "job": "late", "submitted_at": "s", "model": "m", "version": 2, "kind": "split", "by": "me"}
+    experiment = msgspec.convert({**record, "steps": [5.0], "since": "t", "why": HOSTILE}, Experiment)
+    assert cells(experiment._repr_html_()) == ["late", "m", "2", "split", "5.0", "running", ESCAPED]
+    shown = cells(Standing(experiment, Counts(id="i"))._repr_html_())
+    assert shown[-8:] == ["champion", "0", "0", "0.0", "challenger", "0", "0", "0.0"]
+
+
+async def test_jobs_and_models_show_what_is_live():
+    async with StubCluster() as stub:
+        client = await stub.client()
+        first = await client.push_model(booster(2), "payments", alias="champion", metrics={"auc": 0.91234})
+        await client.push_model(booster(3), "payments")
+        job = await client.submit(parse_job(JOB, "test"))
+        model = await client.models.get("payments")
+    assert cells(job._repr_html_())[:3] == ["payments", "WAITING", "1"]
+    assert cells(first._repr_html_()) == ["payments", "1", "1", "2", first.created_at, "auc 0.9123"]
+    assert [row[-1] for row in zip(*[iter(cells(model._repr_html_()))] * 7, strict=True)] == ["", "champion"]
+
+
+@pytest.mark.parametrize("value", [{}, {"a": 1}])
+def test_a_result_shows_its_key_first(value):
+    assert cells(Result("k", value)._repr_html_())[0] == "k"
