@@ -5,7 +5,6 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
 NOTEBOOK = Path(__file__).parents[2] / "docs/notebooks/from-a-model-to-a-live-stream.ipynb"
 
@@ -20,7 +19,7 @@ def kernel(environment, tmp_path, monkeypatch):
 
     def go(notebook):
         where = {"metadata": {"path": str(tmp_path)}}
-        return NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where).execute()
+        return NotebookClient(notebook, timeout=240, kernel_name="python3", resources=where).execute()
 
     return go
 
@@ -38,13 +37,3 @@ def test_the_notebook_of_the_docs_goes_from_a_model_to_a_live_stream(kernel):
     assert "<td>tumours</td><td>WAITING</td>" in shown['client.submit("tumours.yaml")'][0]
     assert "<td>one more</td>" in shown["result"][-1]
     assert "champion" in "".join(shown["%gridscore model list"])
-
-
-def test_a_command_that_fails_stops_the_notebook_without_a_traceback(kernel):
-    lines = ["%load_ext gridscore\n%gridscore submit nowhere.yaml", "print('went on')"]
-    notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, lines)))
-    with pytest.raises(CellExecutionError, match="its exit code is 2") as raised:
-        kernel(notebook)
-    assert "notebook.py" not in str(raised.value)
-    assert "nowhere.yaml" in "".join(outputs(notebook.cells[0]))
-    assert not notebook.cells[1].outputs

@@ -1,5 +1,6 @@
 """The command line as a whole: which modules a command imports."""
 
+import json
 import subprocess
 import sys
 
@@ -14,12 +15,12 @@ from gridscore.cli import _commands, _named
     [
         (["jobs", "--json"], "jobs"),
         (["-v", "dead-letters", "list"], "dead-letters"),
-        (["--help", "jobs"], None),
-        (["-h"], None),
+        (["--help", "jobs"], ""),
+        (["-h"], ""),
         (["job", "check"], "job"),
-        (["jbos"], None),
-        ([], None),
-        (["--version"], "up"),
+        (["jbos"], ""),
+        ([], ""),
+        (["--version"], ""),
     ],
 )
 def test_only_the_command_that_is_named_is_imported(words, name):
@@ -30,6 +31,21 @@ def test_alone_a_command_is_what_it_is_among_all():
     both = [CliRunner().invoke(_commands(only), ["submit", "--help"]).stdout for only in ("submit", None)]
     assert both[0] == both[1]
     assert "Submit a job file" in both[0]
+
+
+def test_the_list_of_commands_is_what_it_is_with_all_of_them():
+    both = [CliRunner().invoke(_commands(only), ["--help"]).stdout for only in ("", None)]
+    assert both[0] == both[1]
+    assert "dead-letters" in both[0]
+
+
+def test_the_list_of_commands_imports_none_of_them():
+    code = "import sys; from gridscore.cli import main; sys.argv[1:] = ['--help']\n"
+    code += "try:\n    main()\nexcept SystemExit:\n"
+    code += "    print([name for name in sys.modules if name.startswith('gridscore.')])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ours = ["cli", "cli.options", "cli.output", "errors", "texts"]
+    assert sorted(json.loads(ended.stdout.splitlines()[-1].replace("'", '"'))) == [f"gridscore.{each}" for each in ours]
 
 
 def test_a_light_command_imports_nothing_heavy():

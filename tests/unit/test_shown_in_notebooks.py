@@ -4,9 +4,11 @@ import re
 
 import msgspec
 import pytest
+from IPython.core.error import UsageError
 from test_bad_records import JOB
 from test_stub_grid import booster
 
+import gridscore
 from gridscore import Result
 from gridscore.job import parse_job
 from gridscore.models.experiment import Counts, Experiment, Standing
@@ -52,3 +54,18 @@ async def test_jobs_and_models_show_what_is_live():
 @pytest.mark.parametrize("value", [{}, {"a": 1}])
 def test_a_result_shows_its_key_first(value):
     assert cells(Result("k", value)._repr_html_())[0] == "k"
+
+
+class Shell:
+    def register_magic_function(self, function, *, magic_name):
+        setattr(self, magic_name, function)
+
+
+def test_a_command_that_fails_says_why_and_stops_the_notebook_without_a_traceback(capsys):
+    shell = Shell()
+    gridscore.load_ipython_extension(shell)
+    shell.gridscore("--version")
+    assert capsys.readouterr().out.startswith("gridscore ")
+    with pytest.raises(UsageError, match="its exit code is 2"):  # IPython's
+        shell.gridscore("job check 'no where.yaml'")
+    assert "no where.yaml" in capsys.readouterr().out

@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import importlib
+import importlib.util
 import logging
 import os
 import sys
+import threading
 import warnings
 from typing import Annotated, Any
 
 import typer
 
 from gridscore.errors import GridError, GridscoreError, UsageError
+
+_COMPLETION_SECONDS = 3.0
+"""After which a shell gets what there is, or nothing: a member that is silent must not hold up who types."""
 
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EROFS)
 
@@ -115,12 +119,29 @@ _COMMANDS = {
 }
 """By panel of the help: each command, and the module that has it."""
 
-_GROUPS = {"jobs", "job", "key", "source", "sink", "dead-letters", "model", "experiment", "bench"}
+_GROUPS = {
+    "jobs": "The jobs of the cluster; without a command, lists them.",
+    "job": "Job files: check or begin one, see what it makes of events, or get the JSON Schema for an editor.",
+    "key": "Keys of those who come by HTTP, for `serve --keys` and `source http --keys`.",
+    "source": "Read events from where they arise, and put them into event maps.",
+    "sink": "Bring results to where applications act on them.",
+    "dead-letters": "Events that could not be scored, each with its error and its bytes.",
+    "model": "Models in the cluster: versions, aliases, what each was trained for.",
+    "experiment": "Another version of a job's model on a part of the entities, or beside.",
+    "bench": "How fast a worker is on this machine, or your own job on your cluster.",
+}
+"""Those that have commands of their own."""
+
+_MADE = {"serve": "Score requests by HTTP as the stream scores events, and take events and give results beside it."}
+"""Those made of settings, without a docstring."""
 
 
 @functools.cache
 def _commands(only: str | None = None) -> typer.Typer:
-    """The app with every command, or with one: importing the modules of all takes longer than most commands do."""
+    """The app with every command, or with one: importing the modules of all takes longer than most commands do.
+
+    With an empty name, it has what the help says of each.
+    """
     from gridscore.cli.options import App
 
     made = App(
@@ -134,29 +155,50 @@ def _commands(only: str | None = None) -> typer.Typer:
     made.callback()(root)
     for panel, commands in _COMMANDS.items():
         for name, module_name in commands.items():
-            if only not in (None, name):
+            if only not in (None, "", name):
                 continue
-            module = importlib.import_module(f"gridscore.cli.{module_name}")
+            module = None if only == "" else importlib.import_module(f"gridscore.cli.{module_name}")
             if name in _GROUPS:
-                made.add_typer(module.app, name=name, rich_help_panel=panel)
+                group = App() if module is None else module.app
+                made.add_typer(group, name=name, help=_GROUPS[name], rich_help_panel=panel)
+            elif module is None:
+                text = _MADE.get(name) or _docstring(module_name, name)
+                made.command(name, help=text, rich_help_panel=panel)(lambda: None)
             else:
                 made.command(rich_help_panel=panel)(getattr(module, name))
     return made
 
 
-def _named(words: list[str]) -> str | None:
-    """The only command that a command line needs; None if it may need all."""
+def _docstring(module_name: str, function: str) -> str:
+    """Of a command, whose module is not run for it."""
+    spec: Any = importlib.util.find_spec(f"gridscore.cli.{module_name}")
+    consts = spec.loader.get_code(spec.name).co_consts
+    return str(next(each for each in consts if getattr(each, "co_name", "") == function).co_consts[0])
+
+
+def _named(words: list[str]) -> str:
+    """The only command that a command line needs; empty if it needs none."""
     for word in words:
         if word not in ("-v", "--verbose", "--version"):
-            return word if any(word in commands for commands in _COMMANDS.values()) else None
-    return "up" if "--version" in words else None
+            return word if any(word in commands for commands in _COMMANDS.values()) else ""
+    return ""
+
+
+def _typed() -> list[str]:
+    """The words of the command line, also of one that a shell wants to complete: then it does not wait for long."""
+    if "_GRIDSCORE_COMPLETE" not in os.environ:
+        return sys.argv[1:]
+    ended = threading.Timer(_COMPLETION_SECONDS, os._exit, (0,))
+    ended.daemon = True
+    ended.start()
+    return (os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()[1:]
 
 
 def main() -> None:
     """Run the command line. Errors that a person can act on are printed without a traceback."""
     try:
         try:
-            _commands(_named(sys.argv[1:]))()
+            _commands(_named(_typed()))()
         finally:
             sys.stdout.flush()  # here, where a failure can still be reported
     except GridscoreError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import Connection, Json, ask
+from gridscore.cli.options import Connection, JobName, Json, ask
 from gridscore.cli.output import console, errors, print_json, progress_bar, safe, say
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def audit(
-    job: Annotated[str, typer.Argument(help="Name of the job.", show_default=False)],
+    job: JobName,
     *,
     repair: Annotated[
         bool | None,

@@ -16,7 +16,7 @@ import msgspec
 import typer
 
 from gridscore.cli.containers import Image  # noqa: TC001 -- typer reads the annotations
-from gridscore.cli.options import Connection, Json, answered, ask, connected, grid_settings
+from gridscore.cli.options import Connection, JobName, Json, answered, ask, connected, grid_settings
 from gridscore.cli.output import errors, print_json, print_table, run, safe
 from gridscore.cli.worker import command_of, supervise, supervised
 from gridscore.errors import ContainerError, GridError, GridscoreError, UsageError
@@ -45,7 +45,7 @@ class ScaleError(GridscoreError):
 
 
 def autoscale(
-    job: Annotated[str, typer.Argument(help="Name of the job.", show_default=False)],
+    job: JobName,
     *,
     least: Annotated[int, typer.Option("--min", min=1, max=_MOST, help="Fewest workers.")] = 1,
     most: Annotated[int, typer.Option("--max", min=1, max=_MOST, help="Most workers.")] = 8,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import ChosenModel, Connection, Json, valid, working
+from gridscore.cli.options import ChosenModel, Connection, JobOrFile, Json, valid, working
 from gridscore.cli.output import console, counted, print_json, print_table, print_warnings, run, safe
 from gridscore.errors import UsageError
 
@@ -20,7 +20,7 @@ _METRICS = {"auc": "AUC", "log_loss": "log loss", "brier": "Brier", "rmse": "RMS
 
 
 def backtest(
-    job: Annotated[str, typer.Argument(help="A submitted job, or a job file.", show_default=False)],
+    job: JobOrFile,
     history: Annotated[
         Path, typer.Argument(help="Events as rows: CSV, Parquet or JSON lines, in order.", show_default=False)
     ],

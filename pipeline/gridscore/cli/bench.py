@@ -24,7 +24,6 @@ _BAR = 30
 
 
 app = App(
-    help="How fast a worker is on this machine, or your own job on your cluster.",
     invoke_without_command=True,
 )
 app.command()(bench_job.job)

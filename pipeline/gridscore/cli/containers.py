@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import ClusterName, Connection, ask, grid_settings
+from gridscore.cli.options import ClusterName, Connection, JobName, ask, grid_settings
 from gridscore.cli.output import console, errors, safe, say
 from gridscore.errors import UsageError
 from gridscore.texts import count_text
@@ -19,7 +19,7 @@ Image = Annotated[str, typer.Option("--image", help="Our image; `make image` bui
 
 
 def scale(
-    job: Annotated[str, typer.Argument(help="Name of the job.", show_default=False)],
+    job: JobName,
     what: Annotated[str, typer.Argument(metavar="worker=N", help="How many workers.", show_default=False)],
     *,
     image: Image = "gridscore",

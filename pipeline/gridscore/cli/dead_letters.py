@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from gridscore.cli.options import App, Connection, Json, ask, run_on, valid, working
+from gridscore.cli.options import App, Connection, Json, ask, job_names, run_on, valid, working
 from gridscore.cli.output import confirmed, console, print_json, print_table, progress_bar, run, say, visible
 
 if TYPE_CHECKING:
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from gridscore.operations.replay import Replayed
     from gridscore.scoring.superseded import By
 
-app = App(help="Events that could not be scored, each with its error and its bytes.", no_args_is_help=True)
+app = App(no_args_is_help=True)
 
-JobName = Annotated[str, typer.Argument(help="Name of the job, source or sink.", show_default=False)]
+JobName = Annotated[
+    str, typer.Argument(help="Name of the job, source or sink.", autocompletion=job_names, show_default=False)
+]
 WithEvents = Annotated[bool, typer.Option("--with-events", help="Remove the events themselves, too; of a job.")]
 
 

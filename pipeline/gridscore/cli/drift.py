@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from gridscore.cli.options import Connection, Json, ask
+from gridscore.cli.options import Connection, JobName, Json, ask
 from gridscore.cli.output import console, print_json, print_table, say
 from gridscore.cli.status import UNHEALTHY
 
 
 def drift(
-    job: Annotated[str, typer.Argument(help="Name of the job.", show_default=False)],
+    job: JobName,
     *,
     connection: Connection,
     as_json: Json = False,

@@ -6,21 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import AllowChanged, App, Connection, Json, Override, Why, ask, run_on, valid
+from gridscore.cli.options import AllowChanged, App, Connection, JobName, Json, Override, Why, ask, run_on, valid
 from gridscore.cli.output import console, print_json, print_table, say
 from gridscore.errors import UsageError
 
 if TYPE_CHECKING:
     from gridscore.models.experiment import Standing
 
-app = App(help="Another version of a job's model on a part of the entities, or beside.", no_args_is_help=True)
-
-Job = Annotated[str, typer.Argument(help="Name of the job.", show_default=False)]
+app = App(no_args_is_help=True)
 
 
 @app.command()
 def start(
-    job: Job,
+    job: JobName,
     *,
     version: Annotated[str, typer.Option("--version", metavar="N|ALIAS", help="The challenger.", show_default=False)],
     steps: Annotated[
@@ -87,7 +85,7 @@ def start(
 
 
 @app.command()
-def status(job: Job, *, connection: Connection, as_json: Json = False) -> None:
+def status(job: JobName, *, connection: Connection, as_json: Json = False) -> None:
     """Show how an experiment stands, and whether its variants differ by more than chance.
 
     Example: [bold]gridscore experiment status late[/]
@@ -98,7 +96,7 @@ def status(job: Job, *, connection: Connection, as_json: Json = False) -> None:
 
 
 @app.command()
-def stop(job: Job, *, why: Why = "", connection: Connection, as_json: Json = False) -> None:
+def stop(job: JobName, *, why: Why = "", connection: Connection, as_json: Json = False) -> None:
     """End an experiment: the champion scores all events. What a shadow has scored is removed.
 
     Example: [bold]gridscore experiment stop late --why "no better"[/]
@@ -110,7 +108,7 @@ def stop(job: Job, *, why: Why = "", connection: Connection, as_json: Json = Fal
 
 @app.command()
 def promote(
-    job: Job,
+    job: JobName,
     *,
     allow_changed_features: AllowChanged = False,
     why: Why = "",

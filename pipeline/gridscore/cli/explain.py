@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import Connection, Json, ask
+from gridscore.cli.options import Connection, JobName, Json, ask
 from gridscore.cli.output import (
     console,
     json_text,
@@ -34,7 +34,7 @@ _LONGEST = 2_000
 
 
 def explain(
-    job: Annotated[str, typer.Argument(help="Name of the job.", show_default=False)],
+    job: JobName,
     key: Annotated[str, typer.Argument(help="The event's key.", show_default=False)],
     *,
     top: Annotated[int, typer.Option("--top", "-n", min=1, help="Features with the largest contributions.")] = 10,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import App, Connection, Json, working
+from gridscore.cli.options import App, Connection, Json, map_names, working
 from gridscore.cli.output import console, print_json, print_table, print_warnings, run, safe
 from gridscore.cli.preview import preview
 from gridscore.errors import UsageError
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from gridscore.job import Job
 
 app = App(
-    help="Job files: check or begin one, see what it makes of events, or get the JSON Schema for an editor.",
     no_args_is_help=True,
 )
 app.command()(preview)
@@ -112,7 +111,13 @@ def init(
         Path | None, typer.Option("--model", metavar="FILE", help="A model (XGBoost UBJ or JSON): its features.")
     ] = None,
     from_map: Annotated[
-        str | None, typer.Option("--from-map", metavar="MAP", help="An event map of the cluster: fields of its events.")
+        str | None,
+        typer.Option(
+            "--from-map",
+            metavar="MAP",
+            autocompletion=map_names,
+            help="An event map of the cluster: fields of its events.",
+        ),
     ] = None,
     history: Annotated[
         Path | None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import AllowChanged, App, Connection, Json, Override, Why, ask, run_on
+from gridscore.cli.options import AllowChanged, App, Connection, JobName, Json, Override, Why, ask, run_on
 from gridscore.cli.output import console, one_line, print_json, print_table, print_warnings, safe
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from gridscore.job import JobRecord, Jobs
     from gridscore.operations.flow import Flow
     from gridscore.operations.status import JobStatus
-
-Name = Annotated[str, typer.Argument(help="Name of the job.", show_default=False)]
 
 
 def submit(
@@ -87,7 +85,7 @@ def submit(
         _report(record, "submitted", as_json=as_json, changed=True, version=number, more=more)
 
 
-def rollback(name: Name, *, why: Why = "", connection: Connection, as_json: Json = False) -> None:
+def rollback(name: JobName, *, why: Why = "", connection: Connection, as_json: Json = False) -> None:
     """Undo the last update of a job, and the version of the model that went live with it, in one step.
 
     A second rollback undoes the first. A FAILED job runs again; a suspended one stays suspended.
@@ -116,7 +114,7 @@ def when_it_scores(record: JobRecord, text: str) -> str:
     return f"\n{text}"
 
 
-app = App(help="The jobs of the cluster; without a command, lists them.", invoke_without_command=True)
+app = App(invoke_without_command=True)
 
 
 @app.callback()
@@ -180,7 +178,7 @@ def _print_plugs(flow: Flow) -> None:
         print_table((*columns, "LAST ERROR"), rows, empty="")
 
 
-def suspend(name: Name, *, connection: Connection, as_json: Json = False) -> None:
+def suspend(name: JobName, *, connection: Connection, as_json: Json = False) -> None:
     """Stop scoring and keep the offsets.
 
     Example: [bold]gridscore suspend flights[/]
@@ -188,7 +186,7 @@ def suspend(name: Name, *, connection: Connection, as_json: Json = False) -> Non
     _move("suspend", name, connection, as_json=as_json)
 
 
-def resume(name: Name, *, connection: Connection, as_json: Json = False) -> None:
+def resume(name: JobName, *, connection: Connection, as_json: Json = False) -> None:
     """Score again, from where the job stopped; also a job that FAILED, once it is fixed.
 
     Example: [bold]gridscore resume flights[/]
@@ -196,7 +194,7 @@ def resume(name: Name, *, connection: Connection, as_json: Json = False) -> None
     _move("resume", name, connection, as_json=as_json)
 
 
-def cancel(name: Name, *, connection: Connection, as_json: Json = False) -> None:
+def cancel(name: JobName, *, connection: Connection, as_json: Json = False) -> None:
     """End a job for good. Its results stay; submitted again, it starts over.
 
     Example: [bold]gridscore cancel flights[/]
@@ -205,7 +203,7 @@ def cancel(name: Name, *, connection: Connection, as_json: Json = False) -> None
 
 
 def restart(
-    name: Name,
+    name: JobName,
     *,
     begin: Annotated[
         str,

@@ -11,7 +11,7 @@ from gridscore.cli.output import console, print_json, print_table, say
 from gridscore.errors import UsageError
 from gridscore.keys import Keys, Role
 
-app = App(help="Keys of those who come by HTTP, for `serve --keys` and `source http --keys`.", no_args_is_help=True)
+app = App(no_args_is_help=True)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import Connection, Json, run_on, valid, working
+from gridscore.cli.options import Connection, Json, map_names, run_on, valid, working
 from gridscore.cli.output import console, print_json, progress_bar, run, visible
 from gridscore.errors import UsageError
 
@@ -54,7 +54,8 @@ def load(
         ),
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="MAP", help="Map for the rows of --from or --query.")
+        str | None,
+        typer.Option("--to", metavar="MAP", autocompletion=map_names, help="Map for the rows of --from or --query."),
     ] = None,
     lookup: Annotated[
         str | None, typer.Option("--lookup", metavar="NAME", help="The same: map and key of a lookup of the job.")

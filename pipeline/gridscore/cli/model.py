@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gridscore.cli import model_files, model_moves, model_report
-from gridscore.cli.options import AllowChanged, App, Connection, Json, Override, Why, ask, run_on
+from gridscore.cli.options import AllowChanged, App, Connection, Json, ModelName, Override, Why, ask, run_on
 from gridscore.cli.output import console, counted, print_json, print_table, print_warnings, safe, say
 from gridscore.texts import count_text
 
@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from gridscore.models.record import About
     from gridscore.operations.parity import Parity
 
-app = App(help="Models in the cluster: versions, aliases, what each was trained for.", no_args_is_help=True)
+app = App(no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
 Description = Annotated[
     str | None, typer.Option("--description", metavar="TEXT", help="For people; it replaces the one before.")
 ]
@@ -159,7 +158,7 @@ def list_(*, connection: Connection, as_json: Json = False) -> None:
 
 @app.command()
 def show(
-    name: Name,
+    name: ModelName,
     *,
     version: Annotated[int | None, typer.Option("--version", help="A version; else the alias decides.", min=1)] = None,
     alias: Annotated[
@@ -231,7 +230,7 @@ def show(
 
 @app.command()
 def diff(
-    name: Name,
+    name: ModelName,
     before: Annotated[int, typer.Argument(help="A version.", min=1, show_default=False)],
     after: Annotated[int, typer.Argument(help="Another one.", min=1, show_default=False)],
     *,
@@ -277,7 +276,7 @@ def diff(
 
 @app.command()
 def tag(
-    name: Name,
+    name: ModelName,
     tags: Annotated[list[str] | None, typer.Argument(metavar="KEY=TEXT", help="Tags to set.")] = None,
     *,
     version: Annotated[int | None, typer.Option("--version", help="Of this version; else the model.", min=1)] = None,
@@ -322,7 +321,7 @@ app.command("import")(model_files.import_)
 
 @app.command()
 def delete(
-    name: Name,
+    name: ModelName,
     *,
     version: Annotated[int, typer.Option("--version", help="The version to delete.", min=1, show_default=False)],
     connection: Connection,

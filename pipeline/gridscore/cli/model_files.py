@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import AllowChanged, Connection, Json, Override, Why, run_on
+from gridscore.cli.options import AllowChanged, Connection, Json, ModelName, Override, Why, run_on
 from gridscore.cli.output import console, print_json, safe, say
 
 if TYPE_CHECKING:
     from gridscore.models import ModelVersion
 
-Name = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
 Version = Annotated[int | None, typer.Option("--version", help="The version; else the champion.", min=1)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The file, which must not be there.", show_default=False)]
 
 
 def export(
-    name: Name, *, output: Output, version: Version = None, connection: Connection, as_json: Json = False
+    name: ModelName, *, output: Output, version: Version = None, connection: Connection, as_json: Json = False
 ) -> None:
     """Write a version with its tags, description, metrics and categories into a file for another cluster.
 
@@ -31,7 +30,9 @@ def export(
     _written(found, output, as_json=as_json)
 
 
-def pull(name: Name, *, output: Output, version: Version = None, connection: Connection, as_json: Json = False) -> None:
+def pull(
+    name: ModelName, *, output: Output, version: Version = None, connection: Connection, as_json: Json = False
+) -> None:
     """Write the model file of a version as it was pushed, for XGBoost.
 
     Example: [bold]gridscore model pull late -o late.ubj[/]
@@ -80,7 +81,7 @@ def import_(
 
 
 def sample(
-    name: Name,
+    name: ModelName,
     matrix: Annotated[Path, typer.Argument(help="What `gridscore features --keep LABEL` wrote.", show_default=False)],
     *,
     label: Annotated[str, typer.Option("--label", help="The column with the labels: numbers.", show_default=False)],

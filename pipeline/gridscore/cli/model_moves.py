@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import AllowChanged, Connection, Json, Override, Why, ask, run_on
+from gridscore.cli.options import AllowChanged, Connection, JobName, Json, ModelName, Override, Why, ask, run_on
 from gridscore.cli.output import console, print_json, print_table, print_warnings, say
 from gridscore.errors import UsageError
 
@@ -15,12 +15,11 @@ if TYPE_CHECKING:
     from gridscore.models import ModelVersion
     from gridscore.models.record import Entry
 
-Name = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
 Alias = Annotated[str, typer.Option("--alias", help="The alias to point at the version.")]
 
 
 def promote(
-    name: Name,
+    name: ModelName,
     *,
     version: Annotated[
         int | None, typer.Option("--version", help="The version; an earlier one rolls back.", min=1)
@@ -45,7 +44,7 @@ def promote(
 
 
 def rollback(
-    name: Name,
+    name: ModelName,
     *,
     alias: Alias = "champion",
     allow_changed_features: AllowChanged = False,
@@ -93,7 +92,7 @@ def _move(
 
 
 def alias_(
-    name: Name,
+    name: ModelName,
     alias: Annotated[str, typer.Argument(help="The alias.", show_default=False)],
     *,
     version: Annotated[int | None, typer.Option("--version", help="Point it at this version.", min=1)] = None,
@@ -125,7 +124,7 @@ def alias_(
 
 
 def check(
-    name: Name,
+    name: ModelName,
     *,
     version: Annotated[int, typer.Option("--version", help="The version to judge.", min=1, show_default=False)],
     alias: Annotated[str, typer.Option("--alias", help="The alias that it would get.")] = "champion",
@@ -160,7 +159,7 @@ def check(
 
 
 def rollout(
-    job: Annotated[str, typer.Argument(help="Name of the job.", show_default=False)],
+    job: JobName,
     *,
     connection: Connection,
     as_json: Json = False,
@@ -186,7 +185,7 @@ def rollout(
     print_table(columns, rows, empty="No worker takes part in it; `gridscore worker` starts one.")
 
 
-def log(name: Name, *, connection: Connection, as_json: Json = False) -> None:
+def log(name: ModelName, *, connection: Connection, as_json: Json = False) -> None:
     """Show what was done with a model, by whom and why, the latest last; the last 200 entries are kept.
 
     Who did it is what the process says of itself: the name of its user and its host.

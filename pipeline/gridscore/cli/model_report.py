@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gridscore.cli.backtest import check_page, tables_of
-from gridscore.cli.options import Connection, Json, run_on, valid
+from gridscore.cli.options import Connection, JobName, Json, run_on, valid
 from gridscore.cli.output import console, counted, print_json, print_table, safe, say
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def report(
-    job: Annotated[str, typer.Argument(help="Name of the job.", show_default=False)],
+    job: JobName,
     *,
     last: Annotated[
         str | None, typer.Option("--last", metavar="TIME", help="Only results no older than this, as 7d. Else all.")

@@ -6,7 +6,9 @@ import asyncio
 import functools
 import inspect
 import os
-from contextlib import asynccontextmanager
+import re
+from contextlib import asynccontextmanager, redirect_stderr, suppress
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
@@ -16,11 +18,14 @@ from gridscore.cli.output import errors, run, safe, say
 from gridscore.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 
     from gridscore.grid import Grid, GridSettings
 
 _ANSWER_SECONDS, _TIMES = 15.0, 4
+
+_HARMLESS = re.compile(r"[\w.:@+-]{1,200}")
+"""Names that a shell may put into a command line as they are: of others, pressing the wrong key would run a part."""
 
 _T = TypeVar("_T")
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
@@ -48,6 +53,45 @@ SettingsFile = Annotated[
         help="Settings file (TOML): members, TLS, credentials. Else GRIDSCORE_CONFIG or ./gridscore.toml.",
         rich_help_panel="Connection",
     ),
+]
+
+
+def _names(look: Callable[[Grid], Coroutine[Any, Any, Iterable[str]]]) -> Callable[[typer.Context], list[str]]:
+    """What a shell offers for a word: names in the cluster that the words before lead to; none if there is none."""
+
+    def names(context: typer.Context) -> list[str]:
+        given = (context.params.get(f"connection_{name}") for name in _CONNECTION)
+        with suppress(Exception), redirect_stderr(StringIO()):
+            return sorted(filter(_HARMLESS.fullmatch, run_on(Connection(*given), look)))
+        return []
+
+    return names
+
+
+async def _job_names(grid: Grid) -> Iterable[str]:
+    from gridscore.job import Jobs
+
+    return [record.name for record in await Jobs(grid).all()]
+
+
+async def _model_names(grid: Grid) -> Iterable[str]:
+    from gridscore.models import Registry
+
+    return [model.name for model in await Registry(grid).list()]
+
+
+async def _map_names(grid: Grid) -> Iterable[str]:
+    from gridscore.grid import transport
+
+    return await transport.map_names(grid.client)
+
+
+job_names, model_names, map_names = map(_names, (_job_names, _model_names, _map_names))
+
+JobName = Annotated[str, typer.Argument(help="Name of the job.", show_default=False, autocompletion=job_names)]
+ModelName = Annotated[str, typer.Argument(help="Name of the model.", show_default=False, autocompletion=model_names)]
+JobOrFile = Annotated[
+    str, typer.Argument(help="A submitted job, or a job file.", show_default=False, autocompletion=job_names)
 ]
 AllowChanged = Annotated[
     bool,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import Connection, Json, working
+from gridscore.cli.options import Connection, JobName, Json, working
 from gridscore.cli.output import console, counted, json_text, print_json, print_table, run, safe
 from gridscore.cli.status import UNHEALTHY
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def parity(
-    job: Annotated[str, typer.Argument(help="Name of the job.", show_default=False)],
+    job: JobName,
     *,
     events: Annotated[
         int, typer.Option("--events", min=1, max=1_000_000, help="How many of the newest events to compare.")

@@ -14,7 +14,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from gridscore.cli.logs import Format, LogFormat
 from gridscore.cli.metrics import Metrics  # noqa: TC001 -- the signature is read
-from gridscore.cli.options import Connection, with_connection
+from gridscore.cli.options import Connection, map_names, with_connection
 from gridscore.errors import UsageError
 from gridscore.job.plugs.base import SinkSettings, SourceSettings
 from gridscore.job.types import MAX_NAME, Duration, MapName
@@ -182,6 +182,8 @@ def _parameter(name: str, field: FieldInfo, names: Mapping[str, str], panel: str
         text = f"{text} [required]"
     if metavar is not None:
         more["metavar"] = metavar
+    if metavar == "MAP":
+        more["autocompletion"] = map_names
     if panel is not None:
         more["rich_help_panel"] = panel
     info = typer.Option(option, help=text.strip().replace("[", "\\["), show_default=False, **more)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import ChosenModel, Connection, working
+from gridscore.cli.options import ChosenModel, Connection, JobOrFile, working
 from gridscore.cli.output import (
     console,
     errors,
@@ -37,7 +37,7 @@ _LONGEST = 2_000
 
 
 def preview(
-    job: Annotated[str, typer.Argument(help="A submitted job, or a job file.", show_default=False)],
+    job: JobOrFile,
     *,
     file: Annotated[
         Path | None,

@@ -31,7 +31,7 @@ class _Sinks(PlugGroup):
         _run({"": settings}, connection, metrics)
 
 
-app = App(cls=_Sinks, help="Bring results to where applications act on them.", no_args_is_help=True)
+app = App(cls=_Sinks, no_args_is_help=True)
 
 
 @app.command("run")

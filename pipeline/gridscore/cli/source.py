@@ -37,7 +37,7 @@ class _Sources(PlugGroup):
         _run({"": settings}, connection, metrics)
 
 
-app = App(cls=_Sources, help="Read events from where they arise, and put them into event maps.", no_args_is_help=True)
+app = App(cls=_Sources, no_args_is_help=True)
 
 
 @app.command("run")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import Connection, Json, ask
+from gridscore.cli.options import Connection, JobName, Json, ask
 from gridscore.cli.output import console, print_json, print_table, safe
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def state(
-    job: Annotated[str, typer.Argument(help="Name of the job.", show_default=False)],
+    job: JobName,
     entity: Annotated[str, typer.Argument(help="The key of its window, as a card or a machine.", show_default=False)],
     *,
     connection: Connection,

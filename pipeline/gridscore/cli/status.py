@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import Connection, Json, answered, run_on
+from gridscore.cli.options import Connection, Json, answered, job_names, run_on
 from gridscore.cli.output import console, errors, print_json, safe
 from gridscore.errors import UsageError
 from gridscore.texts import count_text, duration_text, milliseconds_text
@@ -32,7 +32,10 @@ _COUNTS = {"lost": "lost", "regressions": "regressions", "dead_letters": "dead l
 
 
 def status(
-    job: Annotated[str | None, typer.Argument(help="Name of the job; else all jobs.", show_default=False)] = None,
+    job: Annotated[
+        str | None,
+        typer.Argument(help="Name of the job; else all jobs.", show_default=False, autocompletion=job_names),
+    ] = None,
     *,
     seconds: Annotated[
         float, typer.Option("--for", min=0.0, max=600.0, help="How long to look, in seconds; 0 looks once.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import Connection, run_on
+from gridscore.cli.options import Connection, job_names, run_on
 from gridscore.cli.output import console, json_text
 from gridscore.cli.signals import on_signals
 from gridscore.texts import clock_text, count_text, moment_text
@@ -28,7 +28,8 @@ _REFRESH_SECONDS = 1.0
 
 def top(
     job: Annotated[
-        str | None, typer.Argument(help="Only this job, its sources and its sinks.", show_default=False)
+        str | None,
+        typer.Argument(help="Only this job, its sources and its sinks.", autocompletion=job_names, show_default=False),
     ] = None,
     *,
     once: Annotated[bool, typer.Option("--once", help="Print it once, and end.")] = False,

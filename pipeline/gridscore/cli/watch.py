@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import Connection, run_on
+from gridscore.cli.options import Connection, job_names, run_on
 from gridscore.cli.output import console, errors, json_text, safe, say, shorten, visible
 from gridscore.cli.signals import on_signals
 from gridscore.errors import GridError, JournalMissingError, MapNotFoundError
@@ -35,7 +35,10 @@ class Start(StrEnum):
 
 
 def watch(
-    target: Annotated[str, typer.Argument(metavar="JOB|MAP", help="A job, or a result map.", show_default=False)],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="JOB|MAP", autocompletion=job_names, help="A job, or a result map.", show_default=False),
+    ],
     *,
     decision: Annotated[
         str | None, typer.Option("--decision", metavar="NAME", help="Only results with this decision.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import Connection, Json, ask, run_on
+from gridscore.cli.options import Connection, JobName, Json, ask, run_on
 from gridscore.cli.output import confirmed, console, print_json, print_table, safe
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def wipe(
-    job: Annotated[str, typer.Argument(help="Name of the job.", show_default=False)],
+    job: JobName,
     *,
     results: Annotated[bool, typer.Option("--results", help="Also its result map.")] = False,
     events: Annotated[bool, typer.Option("--events", help="Also its event map.")] = False,

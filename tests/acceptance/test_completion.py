@@ -1,0 +1,74 @@
+"""A shell that completes a word gets the names in the cluster, soon; and nothing else, whatever happens."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import with_client
+from sklearn.datasets import load_breast_cancer
+from typer.testing import CliRunner
+from xgboost import XGBClassifier
+
+from gridscore.cli import _commands
+from gridscore.job import parse_job
+
+
+def asked(line):
+    """What bash sets to complete the end of a line."""
+    words = line.split(" ")
+    place = {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+    return {"_GRIDSCORE_COMPLETE": "complete_bash", **place}
+
+
+@pytest.fixture
+def offered(environment):
+    """What is offered, however long it takes."""
+
+    def go(line):
+        app = _commands(line.split(" ")[1])
+        done = CliRunner().invoke(app, [], prog_name="gridscore", env=environment | asked(line))
+        assert (done.exit_code, done.stderr) == (0, "")
+        return done.stdout.split()
+
+    return go
+
+
+def test_names_of_the_cluster_are_offered(offered, cluster, unique):
+    names = [f"{unique}-two", f"{unique}-one"]
+
+    async def put(client):
+        model = XGBClassifier(n_estimators=1, n_jobs=1).fit(*load_breast_cancer(return_X_y=True, as_frame=True))
+        await client.push_model(model, unique, alias="champion")
+        for name in names:
+            text = f"job: {name}\nevents: events.{name}\nmodel: {unique}\nresults: results.{name}\n"
+            await client.submit(parse_job(text, "test"))
+        for name in (unique, f"{unique};reboot", f"{unique}\nreboot", f"{unique} $(reboot)"):
+            await client.put_events(f"lookups.{name}", {"a": {"x": 1}})
+
+    with_client(cluster, put)
+    where = f"--members {cluster.addresses[0]} --cluster-name {cluster.cluster_name}"
+    assert offered(f"gridscore suspend {unique}") == sorted(names)
+    assert offered(f"gridscore drift {where} {unique}-t") == [f"{unique}-two"]
+    assert offered(f"gridscore model show {unique}") == [unique]
+    # A shell puts names into the command line as they are.
+    assert offered(f"gridscore load --to lookups.{unique}") == [f"lookups.{unique}"]
+    assert offered(f"gridscore source logfile --to lookups.{unique}") == [f"lookups.{unique}"]
+
+
+def test_a_cluster_that_is_silent_offers_nothing():
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
+        there = (
+            os.environ | asked("gridscore model show ") | {"GRIDSCORE_MEMBERS": f"127.0.0.1:{silent.getsockname()[1]}"}
+        )
+        program = Path(sys.executable).with_name("gridscore")
+        done = subprocess.run([program], env=there, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_settings_that_cannot_be_read_offer_nothing():
+    there = asked("gridscore suspend ") | {"GRIDSCORE_CONFIG": "nowhere.toml"}
+    done = CliRunner().invoke(_commands("suspend"), [], prog_name="gridscore", env=there)
+    assert (done.exit_code, done.stdout.split(), done.stderr) == (0, [], "")
