@@ -14,7 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from gridscore.errors import ContainerError, UsageError
+from gridscore.errors import ContainerError, UsageError, missing_extra
 from gridscore.grid.artifacts import DEFAULT_VERSION
 from gridscore.grid.launch import START_SECONDS, count_of, is_ready
 from gridscore.grid.member import config_identity, parse_heap
@@ -328,10 +328,8 @@ class Containers:
 def _engine() -> Any:
     try:
         import docker
-    except ImportError:
-        raise ContainerError(
-            "Docker's library for Python is missing.", "Install the extra `docker`: pip install -e '.[docker]'."
-        ) from None
+    except ModuleNotFoundError as error:
+        raise missing_extra("A container", "docker", error) from None
     from docker.errors import DockerException
 
     try:

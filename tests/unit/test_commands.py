@@ -3,11 +3,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from gridscore import containers
 from gridscore.cli import _commands, _named
+from gridscore.cli.backtest import check_page
+from gridscore.errors import UsageError
+from gridscore.models import mlflow_models, signing
 
 
 @pytest.mark.parametrize(
@@ -71,3 +76,20 @@ def test_a_module_that_the_image_for_workers_lacks_is_named_without_a_traceback(
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("error: The module `pandas` is not installed here.\n")
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "needs"),
+    [
+        ("docker", "docker", containers._engine),
+        ("mlflow", "mlflow", lambda: mlflow_models.downloaded("models:/late/1", None)),
+        ("cryptography.exceptions", "signing", lambda: signing.sign(None, None, None)),
+        ("cryptography.exceptions", "signing", lambda: signing.check_signature(None, [])),
+        ("matplotlib", "backtest", lambda: check_page(Path("page.html"))),
+    ],
+)
+def test_an_extra_that_is_missing_is_named_in_one_way(module, extra, needs, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageError, match=f"needs the extra `{extra}`: the module `{module}.* is not") as caught:
+        needs()
+    assert caught.value.hint == f"pip install 'gridscore[{extra}]'"

@@ -103,7 +103,7 @@ def check_page(html: Path | None) -> None:
     if html is not None:
         if html.is_dir() or not html.parent.is_dir():
             raise UsageError(f"`{html}` cannot be written: it is a folder, or its folder is not there.")
-        require("matplotlib", "Plots need matplotlib")
+        require("matplotlib", "`--html`")
 
 
 def _span(report: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from gridscore.errors import ModelError, UsageError
+from gridscore.errors import ModelError, missing_extra
 
 _DESCRIPTION = "MLmodel"
 _MOST = 1 << 20
@@ -26,8 +26,8 @@ def downloaded(uri: str, folder: Path) -> Path:
     try:
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
-    except ImportError:
-        raise UsageError("--from-mlflow needs MLflow.", "Install the extra: pip install 'gridscore[mlflow]'") from None
+    except ModuleNotFoundError as error:
+        raise missing_extra("`--from-mlflow`", "mlflow", error) from None
     try:
         found = Path(download_artifacts(artifact_uri=uri, dst_path=str(folder)))
     except (MlflowException, OSError, ValueError) as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gridscore.errors import ModelError, UsageError
+from gridscore.errors import ModelError, UsageError, missing_extra
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from gridscore.models.version import ModelVersion
 
 _FORMAT = "gridscore model 1"
-_EXTRA = "pip install 'gridscore[signing]'"
 
 
 def statement(version: ModelVersion) -> bytes:
@@ -44,8 +43,8 @@ def sign(version: ModelVersion, key_file: Path, password: str | None) -> str:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
-    except ImportError:
-        raise UsageError("`sign_key` needs a library that is not installed.", _EXTRA) from None
+    except ModuleNotFoundError as error:
+        raise missing_extra("`sign_key`", "signing", error) from None
     try:
         key = load_pem_private_key(_read(key_file), None if password is None else password.encode())
     except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: with or without a password, and it is the other
@@ -70,8 +69,8 @@ def check_signature(version: ModelVersion, trusted: Sequence[Path]) -> None:
     """
     try:
         from cryptography.exceptions import InvalidSignature
-    except ImportError:
-        raise UsageError("`trusted_keys` needs a library that is not installed.", _EXTRA) from None
+    except ModuleNotFoundError as error:
+        raise missing_extra("`trusted_keys`", "signing", error) from None
     keys = [_public_key(file) for file in trusted]
     if version.signature:
         try:

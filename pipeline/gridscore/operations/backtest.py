@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from gridscore.errors import TableError, UsageError
+from gridscore.errors import TableError, UsageError, missing_extra
 from gridscore.features.cells import BOOLS, MISSING
 from gridscore.features.lookup_table import LookupHistory
 from gridscore.features.tables import kinds_of, read_chunks, rows_as_json, take_columns
@@ -88,7 +88,7 @@ async def backtest(
     """
     clock = _time_field(job)
     if label is not None:
-        require("sklearn.metrics", "Metrics need scikit-learn")
+        require("sklearn.metrics", "Comparing scores with labels")
     if label_delay and clock is None:
         raise UsageError("--label-delay needs the time of each event.", "Name its field in the job: `order_by`.")
     names = [decision.decision for decision in job.decisions]
@@ -226,7 +226,7 @@ def _numbers(frame: pd.DataFrame, column: str, source: str, first: int) -> NDArr
 # ---------------------------------------------------------------------- what they say
 
 
-def require(module: str, needed: str) -> None:
+def require(module: str, what: str) -> None:
     """Say what is missing before a long run.
 
     Raises:
@@ -234,8 +234,8 @@ def require(module: str, needed: str) -> None:
     """
     try:
         importlib.import_module(module)
-    except ImportError:
-        raise UsageError(f"{needed}, which is not installed.", "pip install 'gridscore[backtest]'") from None
+    except ModuleNotFoundError as error:
+        raise missing_extra(what, "backtest", error) from None
 
 
 def judged(

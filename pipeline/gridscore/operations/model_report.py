@@ -139,7 +139,7 @@ async def model_report(
             f"The job `{name}` says nothing of labels.",
             f"Write `labels: {{map: labels.{name}}}` into its job file, and submit it again.",
         )
-    require("sklearn.metrics", "Metrics need scikit-learn")
+    require("sklearn.metrics", "Comparing scores with labels")
     outcomes = _Outcomes(grid, labels)
     await outcomes.read()
     since = 0.0 if last is None else time.time() - last

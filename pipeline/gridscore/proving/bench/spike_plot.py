@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gridscore.errors import UsageError
+from gridscore.errors import missing_extra
 
 try:
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-except ImportError:
-    raise UsageError("--plot needs matplotlib.", "Install it with: pip install 'gridscore[demo]'") from None
+except ModuleNotFoundError as error:
+    raise missing_extra("`--plot`", "demo", error) from None
 
 if TYPE_CHECKING:
     from pathlib import Path
