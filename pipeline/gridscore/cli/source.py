@@ -99,7 +99,8 @@ def forget(
 
     count, failed = run_on(connection, lambda grid: status.forget(grid, name))
     and_error = " and its last error" if failed else ""
-    say(f"{name}: {count:,} positions{and_error} forgotten.", to=console)
+    done = f"{count:,} positions{and_error} forgotten" if count or failed else "nothing was kept of such a source"
+    say(f"{name}: {done}.", to=console)
 
 
 def _trouble(source: SourceRecord) -> str:
