@@ -77,3 +77,4 @@ async def test_a_result_is_explained_by_what_was_scored(cluster, unique, logged)
 
         missing = await scoring.command(cluster, "explain", name, "nobody")
         assert "has no result for the key `nobody`" in str(missing.exception)
+        assert f"`gridscore audit {name}`" in missing.exception.hint

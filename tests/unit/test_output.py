@@ -103,6 +103,7 @@ def test_long_keys_are_cut(screen):
     ("value", "line"),
     [
         ({"score": 0.5, "version": 1, "decision": "late"}, "key                               0.5000  late        v1"),
+        ({"score": 0.5, "version": 1, "epoch": 7}, "key                               0.5000              v1"),
         ({"score": [0.25, 1.0], "version": 1}, "key                               0.2500 1.0000              v1"),
         ({"x": 1}, 'key                               {"x": 1}'),
         ({"score": None, "version": 1}, 'key                               {"score": null, "version": 1}'),

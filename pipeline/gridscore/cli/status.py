@@ -137,7 +137,7 @@ def _job_lines(status: JobStatus) -> Iterable[str]:
 
     record, totals = status.record, status.totals
     lag = "unknown" if status.lag is None else f"{status.lag:,}"
-    versions = ", ".join(f"v{version}" for version in status.versions) or "none"
+    versions = ", ".join(f"v{version}" for version in status.versions) or "(no version scores)"
     # When workers that are gone committed last is unknown.
     never = "never" if status.workers else "-"
     commit = never if status.commit_age is None else f"{duration_text(status.commit_age)} ago"

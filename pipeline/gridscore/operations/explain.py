@@ -80,7 +80,7 @@ async def explain(grid: Grid, job: str, key: str, *, output: str | None = None) 
         TableError, GridError: A lookup cannot be read.
     """
     record = await Jobs(grid).get(job)
-    data, result = await _result(grid, record.job.results, key)
+    data, result = await _result(grid, record, key)
 
     made = Explanation(result)
     async with subject_of(lambda: nullcontext(grid), job, [str(result["version"])], None) as subject:
@@ -91,7 +91,8 @@ async def explain(grid: Grid, job: str, key: str, *, output: str | None = None) 
     return made
 
 
-async def _result(grid: Grid, map_name: str, key: str) -> tuple[bytes, dict[str, Any]]:
+async def _result(grid: Grid, record: JobRecord, key: str) -> tuple[bytes, dict[str, Any]]:
+    map_name = record.job.results
     for data in data_of(grid, key):
         if (value := await value_of(grid, map_name, data)) is not None:
             with suppress(msgspec.DecodeError):
@@ -101,7 +102,8 @@ async def _result(grid: Grid, map_name: str, key: str) -> tuple[bytes, dict[str,
             raise UsageError(f"What `{map_name}` has for the key `{key}` is not a result of a job.")
     raise UsageError(
         f"`{map_name}` has no result for the key `{key}`.",
-        "`gridscore dead-letters list` shows events that could not be scored, `gridscore audit` those without result.",
+        f"`gridscore dead-letters list {record.name}` shows events that could not be scored, "
+        f"`gridscore audit {record.name}` those without result.",
     )
 
 
