@@ -14,7 +14,10 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security-policy.md",
-    **{f"jobs/{each}/README.md": f"examples/{each}.md" for each in ("flights", "payments", "card-fraud")},
+    **{
+        f"jobs/{each}/README.md": f"examples/{each}.md"
+        for each in ("flights", "payments", "card-fraud", "machine-health")
+    },
     **{
         f"docs/notebooks/{each.name}": f"notebooks/{each.stem}.md" for each in (ROOT / "docs/notebooks").glob("*.ipynb")
     },

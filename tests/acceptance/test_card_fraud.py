@@ -3,77 +3,15 @@
 import json
 import os
 import re
-import shlex
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import httpx
 import pytest
+from readme_shell import ROOT, Shell, commands_of, free_port, shell_in
 from servers import not_here
 
 from gridscore.testing.mqtt import MqttBroker, available
 
-ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "jobs/card-fraud"
-COMMANDS = {"gridscore": [sys.executable, "-m", "gridscore.cli"], "python": [sys.executable]}
-
-
-class Shell:
-    """Runs commands in a folder, as somebody would who follows the README; ends what goes on running."""
-
-    def __init__(self, folder, environment):
-        self.folder, self.environment = folder, environment
-        self.running = {}
-
-    def command(self, line):
-        name, *arguments = shlex.split(line)
-        arguments = [str(ROOT / each) if each.startswith("jobs/") else each for each in arguments]
-        return [*COMMANDS[name], *arguments]
-
-    def run(self, line):
-        return subprocess.run(
-            self.command(line),
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    def start(self, name, line):
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self.running[name] = subprocess.Popen(
-                self.command(line), cwd=self.folder, env=self.environment, stdout=log, stderr=log
-            )
-
-    def stop(self, name):
-        process = self.running.pop(name)
-        process.terminate()
-        try:
-            return process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
-
-    def log(self, name):
-        return (self.folder / f"{name}.log").read_text()
-
-    def until(self, condition, name):
-        deadline = time.monotonic() + 60
-        while not condition():
-            assert self.running[name].poll() is None, self.log(name)
-            assert time.monotonic() < deadline, self.log(name)
-            time.sleep(0.1)
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def number_of(receipt):
@@ -96,35 +34,21 @@ def answers(address):
 def shop(cluster, tmp_path_factory):  # noqa: ARG001 -- the cluster tells whether a member can be had here
     """What stands after the commands of the README: the shell, the address of the source, and what the till printed."""
     folder = tmp_path_factory.mktemp("card-fraud")
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("GRIDSCORE_") or name == "GRIDSCORE_HAZELCAST"
-    }
-    shell = Shell(folder, {**environment, "COLUMNS": "100", "GRIDSCORE_HOME": str(folder / "home")})
-    try:
+    with shell_in(folder) as shell:
         yield shell, *follow_the_readme(shell)
-    finally:
-        for name in reversed(list(shell.running)):
-            shell.stop(name)
 
 
 def follow_the_readme(shell):
-    text = (EXAMPLE / "README.md").read_text()
-    block = re.findall(r"## From nothing to a receipt.*?```sh\n(.*?)```", text, re.DOTALL)[0]
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     receipts = []
-    for line in block.splitlines():
-        if line.startswith("pip install"):
-            continue
-        if line.endswith("&"):
+    for line in commands_of(EXAMPLE / "README.md", "From nothing to a receipt"):
+        if line == "gridscore up &":
+            shell.start_cluster()
+        elif line.endswith("&"):
             name = line.split()[1]
-            extra = {"up": " --heap 512m", "source": f" --port {port}", "worker": ""}[name]
-            shell.start(name, line.removesuffix("&") + extra)
-            if name == "up":
-                shell.until(lambda: shell.run("gridscore jobs").returncode == 0, "up")
-            elif name == "source":
+            shell.start(name, line.removesuffix("&") + (f" --port {port}" if name == "source" else ""))
+            if name == "source":
                 shell.until(lambda: answers(address), "source")
         elif "till.py" in line:
             receipts.append(shell.run(f"{line} --via {address} --timeout 30"))
@@ -178,10 +102,9 @@ def test_purchases_go_by_mqtt_too(shop, tmp_path):
     shell, address, _ = shop
     if not available():
         not_here("no MQTT broker: install mosquitto")
-    text = (EXAMPLE / "README.md").read_text()
-    block = re.findall(r"## By MQTT.*?```sh\n(.*?)```", text, re.DOTALL)[0]
     with MqttBroker.start(tmp_path) as broker:
-        _, source, till = block.replace("mqtt://localhost:1883", broker.url).splitlines()
+        lines = commands_of(EXAMPLE / "README.md", "By MQTT")
+        source, till = (line.replace("mqtt://localhost:1883", broker.url) for line in lines)
         shell.start("mqtt", source.removesuffix("&"))
         try:
             # A broker forgets what nobody has subscribed to.
