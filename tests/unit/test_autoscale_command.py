@@ -1,7 +1,9 @@
 """`gridscore autoscale` between its looks: what it says, and does, when it cannot change or know anything."""
 
 import asyncio
+import dataclasses
 import socket
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +11,8 @@ from test_bad_records import submitted
 
 from gridscore.cli import autoscale
 from gridscore.errors import ContainerError, GridError
-from gridscore.operations.autoscale import Policy, kept
+from gridscore.job import Jobs
+from gridscore.operations.autoscale import Decision, Load, Policy, keep, kept
 from gridscore.testing import Fault, StubCluster
 
 
@@ -26,14 +29,24 @@ async def behind(stub):
     return client.grid
 
 
+def clocked(scaler, monkeypatch):
+    """The seconds that it sees: one, to be changed."""
+    now, look = [0.0], scaler._observer.look
+
+    async def looked():
+        return dataclasses.replace(await look(), at=now[0])
+
+    monkeypatch.setattr(autoscale, "_now", lambda: now[0])
+    monkeypatch.setattr(scaler._observer, "look", looked)
+    return now
+
+
 @pytest.mark.parametrize(
     "failure", [autoscale.ScaleError("`false` ended with code 1."), ContainerError("No engine.", "Start it.")]
 )
 async def test_a_change_that_fails_is_said_once_tried_more_and_more_rarely_and_made_in_the_end(
     stub, monkeypatch, failure, capsys
 ):
-    now = [0.0]
-    monkeypatch.setattr(autoscale, "_now", lambda: now[0])
     grid, tried, works = await behind(stub), [], False
 
     async def scale(target, _overview):
@@ -41,7 +54,8 @@ async def test_a_change_that_fails_is_said_once_tried_more_and_more_rarely_and_m
         if not works:
             raise failure
 
-    scaler = autoscale._Scaler(grid, "payments", Policy(most=2), scale)
+    scaler = autoscale._Scaler(grid, "payments", Policy(most=2, start_seconds=0.0), scale)
+    now = clocked(scaler, monkeypatch)
     for _ in range(60):
         await scaler.step()
         now[0] += 2
@@ -70,7 +84,85 @@ async def test_nothing_is_changed_while_the_backlog_is_not_known(stub, capsys):
     said = capsys.readouterr().err
     assert "The backlog is not known, so nothing is changed: The journal of `events.payments` could not be read" in said
     await scaler.step()
-    assert asked == [3]
+    assert asked == [2]
+
+
+async def test_a_worker_that_starts_is_waited_for_and_one_that_never_does_is_said(stub, monkeypatch, capsys):
+    grid, asked = await behind(stub), []
+
+    async def scale(target, _overview):
+        asked.append(target)
+
+    scaler = autoscale._Scaler(grid, "payments", Policy(most=2), scale)
+    now = clocked(scaler, monkeypatch)
+    while now[0] < 60:
+        await scaler.step()
+        now[0] += 2
+    assert asked == [1] * 30
+    (_, waits) = capsys.readouterr().err.splitlines()
+    assert "stays at 1: a backlog of 20 events takes for ever at 0 events/s; 0 of 1 worker scores so far." in waits
+    while now[0] < 130:
+        await scaler.step()
+        now[0] += 2
+    assert asked[30:] == [2] * 35
+    (stayed, waited), (grown, why) = [(each.target, each.why) for each in await kept(grid, "payments")]
+    assert (stayed, waited) == (1, waits.partition("1: ")[2].removesuffix("."))
+    assert (grown, why.partition("; ")[2]) == (2, "1 of 1 worker did not start within 60 s")
+    (_, late) = capsys.readouterr().err.splitlines()
+    assert late.endswith(" 2 of 2 workers did not start within 60 s.")
+
+
+async def test_workers_that_could_not_be_asked_for_are_not_late(stub, monkeypatch):
+    grid, asked = await behind(stub), []
+
+    async def scale(target, _overview):
+        if now[0] < 300:
+            raise ContainerError("No engine.")
+        asked.append(target)
+
+    scaler = autoscale._Scaler(grid, "payments", Policy(), scale)
+    now = clocked(scaler, monkeypatch)
+    while now[0] < 400:
+        await scaler.step()
+        now[0] += 2
+    assert asked[0] == 1
+    assert asked[-1] == 2
+
+
+@pytest.mark.parametrize(("ago", "target"), [(0, 4), (50, 4), (61, 1), (-3600, 1)])
+async def test_what_a_command_that_ended_had_asked_for_may_be_starting(stub, ago, target):
+    grid, asked = await behind(stub), []
+
+    async def scale(target, _overview):
+        asked.append(target)
+
+    await keep(grid, "payments", Decision(1, 4, "a backlog", int((time.time() - ago) * 1000)))
+    scaler = autoscale._Scaler(grid, "payments", Policy(), scale)
+    await scaler.step()
+    assert asked == [target]
+
+
+async def test_a_job_that_was_suspended_goes_on_with_as_many(stub):
+    grid, asked = await behind(stub), []
+
+    async def scale(target, _overview):
+        asked.append(target)
+
+    await keep(grid, "payments", Decision(1, 4, "a backlog", int(time.time() * 1000)))
+    scaler = autoscale._Scaler(grid, "payments", Policy(), scale)
+    await scaler.step()
+    await keep(grid, "payments", Decision(1, 4, "a backlog"))  # as long ago as can be
+    await Jobs(grid).suspend("payments")
+    await scaler.step()
+    await Jobs(grid).resume("payments")
+    await scaler.step()
+    assert asked == [4, 4]
+
+
+def test_only_workers_that_own_partitions_count():
+    figures = {"a": SimpleNamespace(partitions=3), "b": SimpleNamespace(partitions=0)}
+    status = SimpleNamespace(figures=figures, totals={"rate": 1.0}, latency_ms={"p99": None}, lag=0, positions=())
+    assert Load.of(status, 0.0).workers == 1
 
 
 def overview_of(*workers):

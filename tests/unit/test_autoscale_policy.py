@@ -1,6 +1,9 @@
 """The number of workers, decided by simulation: a job, its backlog, and workers that take their time to start."""
 
 import math
+from collections import deque
+from itertools import count
+from statistics import mean
 
 import pytest
 
@@ -9,29 +12,32 @@ from gridscore.operations.autoscale import Load, Memory, Policy, decide
 RING = 2_000_000
 
 
-def simulated(policy, arriving, seconds, *, each=lambda _t: 10_000.0, starts=6, every=2):
+def simulated(policy, arriving, seconds, *, each=lambda _t: 10_000.0, starts=lambda _n: 6, first=0, every=2):
     """What happens to a job: rows of (time, workers, backlog), and the decisions that changed something.
 
-    `arriving` and `each` are events a second, by the time: of all sources, and of what one worker can do.
+    `arriving` and `each` are events a second, by the time: of all sources, and of what one worker can do. `starts` is
+    how long a worker takes to start, by how many were asked for before it, and `first` how long those do that are
+    there at the beginning.
     """
     memory, lag, rows, changes = Memory(policy.least), 0.0, [], []
-    coming = []  # when each worker that was asked for scores
-    workers = policy.least
+    coming = [first] * policy.least  # when each worker that was asked for scores
+    workers, asked, rates = 0, count(), deque([0.0], maxlen=5)
     for t in range(seconds):
         coming = [at for at in coming if at > t or not (workers := workers + 1)]
         scored = min(lag + arriving(t), workers * each(t))
+        rates.append(scored)  # workers tell the mean of some seconds
         lag += arriving(t) - scored
         assert lag < RING, f"overwritten at {t} s, with {workers} workers"
         if t % every == 0:
             # What was scored in the last second is not committed yet.
-            load = Load(t, workers, scored, int(lag + scored), full=(lag + scored) / RING)
+            load = Load(t, workers, mean(rates), int(lag + scored), full=(lag + scored) / RING)
             decision, memory = decide(policy, memory, load)
             there = workers + len(coming)
             if decision.target != there:
                 changes.append((t, there, decision.target, decision.why))
                 assert policy.least <= decision.target <= policy.most
                 if decision.target > there:
-                    coming += [t + starts] * (decision.target - there)
+                    coming += [t + starts(next(asked)) for _ in range(decision.target - there)]
                 else:
                     workers -= there - decision.target
         rows.append((t, workers, lag))
@@ -51,6 +57,60 @@ def test_a_spike_of_ten_times_is_followed_up_and_down():
     assert rows[-1][1] == 1
     assert len(changes) < 12
     assert all(why for *_, why in changes)
+
+
+def never_while_some_start(rows, changes):
+    """Whether no more were asked for before all that were had begun."""
+    return all(rows[t][1] == before for t, before, after, _ in changes if after > before)
+
+
+def test_the_backlog_of_a_first_worker_that_starts_slowly_is_no_lack_of_workers():
+    _, changes = simulated(Policy(1, 8), lambda _: 150, 600, each=lambda _t: 1_000, first=33)
+    assert changes == []
+
+
+def test_a_spike_that_meets_slow_starters_gets_no_more_than_it_needs():
+    def arriving(t):
+        return 6_000 if 60 <= t < 600 else 600
+
+    rows, changes = simulated(
+        Policy(1, 16), arriving, 1800, each=lambda _t: 2_000, starts=lambda n: 20 + 7 * (n % 4), first=40
+    )
+    assert never_while_some_start(rows, changes)
+    assert all(t >= 60 for t, *_ in changes)
+    assert max(workers for _, workers, _ in rows) <= 8
+    assert rows[400][2] == 0
+    assert rows[-1][1] == 1
+
+
+def test_a_worker_that_never_starts_is_given_up_after_a_while_and_said():
+    policy = Policy(1, 8)
+    rows, changes = simulated(policy, lambda _: 15_000, 600, starts=lambda n: 6 if n else math.inf)
+    (first, *_), (second, before, _, why) = changes[:2]
+    assert policy.start_seconds <= second - first <= policy.start_seconds + 4
+    assert rows[second][1] == 1
+    assert before == 2
+    assert why.endswith("; 1 of 2 workers did not start within 60 s")
+    assert rows[-1][2] == 0
+    assert not any("did not start" in why for *_, why in changes[2:])
+
+
+def test_a_worker_that_begins_and_dies_again_and_again_is_given_up_too():
+    policy, memory = Policy(1, 8), Memory(2, changed_at=0.0)
+    for at in range(2, 120, 2):
+        # Eight seconds of every twelve it is there.
+        decision, memory = decide(policy, memory, Load(float(at), 2 if at % 12 >= 4 else 1, 10_000, 900_000 + at))
+        if decision.target > 2:
+            break
+    assert policy.start_seconds <= at < policy.start_seconds + 15
+    assert "1 of 2 workers did not start" in decision.why
+
+
+def test_what_would_be_overwritten_waits_for_nobody():
+    policy, memory = Policy(1, 8), Memory(2, changed_at=99.0)
+    for at in (100.0, 102.0):
+        decision, memory = decide(policy, memory, Load(at, 0, 0.0, 500_000, full=0.3 + (at - 100) / 20))
+    assert decision.target == 8
 
 
 def test_a_daily_wave_is_followed_with_little_more_than_it_needs():
@@ -92,10 +152,19 @@ def test_what_would_be_overwritten_gets_all_there_may_be_at_once():
 def test_those_that_were_asked_for_are_waited_for():
     policy, memory = Policy(1, 8), Memory(4, changed_at=80.0, each=10_000.0)
     decision, memory = decide(policy, memory, Load(100.0, 2, 20_000, 500_000))
-    assert decision.target == 4
+    assert (decision.target, memory.waits) == (4, True)
     assert decision.why.endswith("; 2 of 4 workers score so far")
-    decision, _ = decide(policy, memory, Load(180.0, 2, 20_000, 900_000))  # they do not come
+    late, _ = decide(policy, memory, Load(160.0, 2, 20_000, 900_000))
+    assert late.target > 4
+    assert late.why.endswith("; 2 of 4 workers did not start within 60 s")
+    _, memory = decide(policy, memory, Load(150.0, 3, 20_000, 900_000))
+    for at in (152.0, 156.0, 159.0):  # what they do at first says nothing yet
+        decision, memory = decide(policy, memory, Load(at, 4, 10_000, 900_000))
+        assert (decision.target, memory.waits) == (4, True)
+    assert decision.why.endswith("; the last of 4 workers began 9 s ago")
+    decision, memory = decide(policy, memory, Load(162.0, 4, 40_000, 900_000))
     assert decision.target > 4
+    assert not memory.waits
 
 
 def test_latency_counts_where_it_is_asked_for():
@@ -112,6 +181,7 @@ def test_bounds_that_were_changed_hold_at_once():
 
 def test_a_job_that_nobody_scores_gets_a_worker():
     memory = Memory(1, changed_at=-1000.0)
-    for at in range(0, 20, 2):
+    for at in range(0, 62, 2):
+        assert memory.target == 1
         decision, memory = decide(Policy(1, 4), memory, Load(float(at), 0, 0.0, 500 + at))
     assert decision.target > 1

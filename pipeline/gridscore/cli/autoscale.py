@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import datetime as dt
 import math
 import shlex
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from gridscore.grid import Grid
     from gridscore.operations.autoscale import Decision, Memory, Policy
-    from gridscore.operations.status import Overview
+    from gridscore.operations.status import JobStatus, Overview
 
 _LOOK_SECONDS = 2.0
 
@@ -139,7 +140,8 @@ async def _run(
 ) -> int:
     async with connected(connection) as grid:
         if dry_run:
-            await _follow(grid, job, policy, None)
+            # Nobody is started, so nobody is late.
+            await _follow(grid, job, dataclasses.replace(policy, start_seconds=math.inf), None)
         elif image is not None:
             await _with_containers(grid, job, policy, connection, image)
         elif words is not None:
@@ -256,28 +258,43 @@ class _Scaler:
         (status,) = overview.jobs
         if status.record.state not in WANTED:
             self.say(f"The job is {status.record.state}: nothing is changed.")
-            self._memory = None
+            self._memory = self._memory and Memory(self._memory.target)
             return
         if status.lag is None:
             self.say(f"The backlog is not known, so nothing is changed: {status.journal_error}")
             return
         load = Load.of(status, overview.at)
         if self._memory is None:
-            self._memory = Memory(min(max(load.workers, policy.least), policy.most))
-            now = f"{count_text(load.workers, 'worker')} {'scores' if load.workers == 1 else 'score'} for {job}"
+            self._memory = Memory(min(max(await self._asked_for(status), policy.least), policy.most))
+            now = f"{count_text(status.workers, 'worker')} {'scores' if status.workers == 1 else 'score'} for {job}"
             self.say(f"{now}; {policy.least} to {policy.most} are allowed.")
         before = self._memory
         decision, after = decide(policy, before, load)
-        changed = decision.target != before.target
+        changed, waits = decision.target != before.target, after.waits and not before.waits
         if changed and decision.target != self._said_target:
             would = "would change" if self._scale is None else "changes"
             self.say(f"The number of workers {would} from {before.target} to {decision.target}: {decision.why}.")
             self._said_target = decision.target
-        if not await self._scaled(decision.target, overview) and changed:
-            return  # as if it had not been decided
+        elif waits:
+            self.say(f"The number of workers stays at {decision.target}: {decision.why}.")
+        elif late := after.late(policy, load):
+            self.say(f"{late}.")
+        if not await self._scaled(decision.target, overview):
+            if changed:
+                return  # as if it had not been decided
+            after = dataclasses.replace(after, short=None)  # nobody was asked, so nobody is late
         self._memory, self._said_target = after, None
-        if changed and self._scale is not None:
+        if (changed or waits) and self._scale is not None:
             await keep(self._grid, job, msgspec.structs.replace(decision, at=int(time.time() * 1000)))
+
+    async def _asked_for(self, status: JobStatus) -> int:
+        """How many workers there are, or were asked for by a command that has ended, and may be starting."""
+        from gridscore.operations.autoscale import kept
+
+        last = (await kept(self._grid, self._job))[-1:]
+        if last and 0 <= time.time() - last[0].at / 1000 < self._policy.start_seconds:
+            return last[0].target
+        return status.workers
 
     async def _scaled(self, target: int, overview: Overview) -> bool:
         """Whether there are, or will be, as many workers as are wanted; after a failure it waits longer each time."""

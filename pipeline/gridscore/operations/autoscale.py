@@ -2,7 +2,8 @@
 
 The aim is that a backlog is worked off within seconds, that nothing unread is overwritten, and that no worker is idle
 for long. The capacity of a worker is not configured but observed: while there is a backlog, all work as fast as they
-can. Growing is quick and in proportion; shrinking is slow, by small steps, and only if the observed load leaves room.
+can. Growing is quick and in proportion, but waits for workers that are starting: their backlog is no lack of workers.
+Shrinking is slow, by small steps, and only if the observed load leaves room.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgspec
 
 from gridscore.grid.records import Count, Records, Word, parsed
 from gridscore.operations.health import fullest
+from gridscore.texts import count_text
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
@@ -30,9 +32,6 @@ _WINDOW_SECONDS = 10.0
 _COMMIT_SECONDS = 2.0
 """Events of these last seconds may be scored but not committed: they are not backlog."""
 
-_JOIN_SECONDS = 60.0
-"""How long new workers may take until they score."""
-
 
 @dataclass(frozen=True)
 class Policy:
@@ -47,6 +46,8 @@ class Policy:
         down_seconds: How long there must have been no backlog, and no change, before a worker is stopped; and the load
             of twice that time must be within the capacity of the rest.
         spare: Part of the remaining workers' capacity that must stay free.
+        start_seconds: How long workers may take until they own partitions. No more are asked for until then, unless
+            events would be overwritten; those that take longer count as failed.
     """
 
     least: int = 1
@@ -57,6 +58,7 @@ class Policy:
     up_seconds: float = 15.0
     down_seconds: float = 120.0
     spare: float = 0.3
+    start_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Load:
 
     Attributes:
         at: Seconds of a monotonic clock.
+        workers: Those that own partitions; others are still starting.
         rate: Events scored in a second.
         lag: Events that no committed offset covers.
         full: Part of the fullest partition's ring that unread events fill, 0 to 1.
@@ -82,7 +85,8 @@ class Load:
     def of(cls, status: JobStatus, at: float) -> Load:
         """From a job's status, whose journal could be read."""
         rate, p99 = float(status.totals["rate"]), status.latency_ms["p99"]
-        return cls(at, status.workers, rate, status.lag or 0, fullest(status.positions), p99)
+        workers = sum(each.partitions > 0 for each in status.figures.values())
+        return cls(at, workers, rate, status.lag or 0, fullest(status.positions), p99)
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,10 @@ class Memory:
         changed_at: When that was decided; minus infinity if never.
         each: The most events a second that one worker was seen to do.
         calm_at: Since when there has been no backlog; None while there is one.
-        seen: The loads of the last seconds.
+        seen: The loads of the last seconds, with the present number of workers.
         peaks: The end of each recent period, with the most events a second that arrived in it.
+        short: The first and the last look that found fewer workers than `target`; None once enough work for a while.
+        waits: Whether more workers are wanted, but some have been starting since before.
     """
 
     target: int
@@ -104,6 +110,15 @@ class Memory:
     calm_at: float | None = None
     seen: tuple[Load, ...] = ()
     peaks: tuple[tuple[float, float], ...] = ()
+    short: tuple[float, float] | None = None
+    waits: bool = False
+
+    def late(self, policy: Policy, load: Load) -> str:
+        """How many workers have not started in time; empty if all have, or still have time."""
+        missing = self.target - load.workers
+        if self.short is None or missing <= 0 or load.at - self.short[0] < policy.start_seconds:
+            return ""
+        return f"{missing} of {count_text(self.target, 'worker')} did not start within {policy.start_seconds:g} s"
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -122,7 +137,9 @@ class Decision(msgspec.Struct, frozen=True):
 
 def decide(policy: Policy, memory: Memory, load: Load) -> tuple[Decision, Memory]:
     """Decide after one more look; if nothing changes, the target is that of the memory."""
-    seen = (*(each for each in memory.seen if load.at - each.at < _WINDOW_SECONDS), load)
+    # What fewer workers did, or more, says nothing of these.
+    of_these = (each for each in memory.seen if each.workers == load.workers)
+    seen = (*(each for each in of_these if load.at - each.at < _WINDOW_SECONDS), load)
     span = load.at - seen[0].at
     rate = sum(each.rate for each in seen) / len(seen)
     arriving = max(0.0, rate + (load.lag - seen[0].lag) / span) if span else rate
@@ -136,15 +153,20 @@ def decide(policy: Policy, memory: Memory, load: Load) -> tuple[Decision, Memory
         each = max(load.rate / load.workers, memory.each * 0.95)
     peaks = _with_peak(memory.peaks, load.at, arriving, 2 * policy.down_seconds)
     calm_at = None if busy else load.at if memory.calm_at is None else memory.calm_at
-    memory = replace(memory, each=each, seen=seen, peaks=peaks, calm_at=calm_at)
+    short = memory.short
+    if load.workers < memory.target:
+        short = (short[0] if short else load.at, load.at)
+    elif short and load.at - short[1] >= _WINDOW_SECONDS:
+        short = None
+    waits = memory.waits and short is not None
+    memory = replace(memory, each=each, seen=seen, peaks=peaks, calm_at=calm_at, short=short, waits=waits)
 
     def decided(target: int, why: str) -> tuple[Decision, Memory]:
         target = min(max(target, policy.least), policy.most)
         decision = Decision(load.workers, target, why)
         if target == memory.target:
             return decision, memory
-        # Loads with other numbers of workers do not count.
-        return decision, replace(memory, target=target, changed_at=load.at, calm_at=None, seen=())
+        return decision, Memory(target, load.at, each, peaks=peaks)
 
     target, since = memory.target, load.at - memory.changed_at
     if target < policy.least or target > policy.most:
@@ -155,11 +177,13 @@ def decide(policy: Policy, memory: Memory, load: Load) -> tuple[Decision, Memory
             return decided(policy.most, why)
         if target == policy.most:
             return decided(target, f"{why}, but {policy.most} is the most that is allowed")
-        if load.workers < target and since < _JOIN_SECONDS:
-            return decided(target, f"{why}; {load.workers} of {target} workers score so far")
+        late = memory.late(policy, load)
+        if short and not late:
+            decision, memory = decided(target, f"{why}; {_so_far(target, load, short[1])}")
+            return decision, replace(memory, waits=True)
         if since < policy.up_seconds:
             return decided(target, f"{why}; the last change was {since:.0f} s ago")
-        return decided(min(wanted, 2 * target), why)
+        return decided(min(wanted, 2 * target), f"{why}; {late}" if late else why)
     if target == policy.least or busy:
         return decided(target, why or f"{arriving:,.0f} events/s are scored as they come")
     fewer = max(policy.least, target - max(1, target // 4))
@@ -171,6 +195,12 @@ def decide(policy: Policy, memory: Memory, load: Load) -> tuple[Decision, Memory
     if min(calm, since) < policy.down_seconds:
         return decided(target, f"{fewer} will do, if it stays like this for {policy.down_seconds:g} s")
     return decided(fewer, f"{peak:,.0f} events/s at most, and no backlog for {calm:.0f} s: {fewer} will do")
+
+
+def _so_far(target: int, load: Load, short_at: float) -> str:
+    if load.workers < target:
+        return f"{load.workers} of {count_text(target, 'worker')} score{'s' * (target == 1)} so far"
+    return f"the last of {count_text(target, 'worker')} began {load.at - short_at:.0f} s ago"
 
 
 def _with_peak(
