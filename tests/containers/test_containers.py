@@ -60,6 +60,11 @@ class Composed:
         """Its last lines, of both of its outputs."""
         return self.engine.run("sh", "-c", f"podman logs --tail 40 {container} 2>&1", code=None)
 
+    def logs(self):
+        """The last lines of each: what one waits for may be another's doing."""
+        names = self.engine.podman("ps", "--all", "--format", "{{.Names}}").split()
+        return "\n".join(f"{each}: {self.log(each)}" for each in names if each.startswith(self.name))
+
     def inside(self, *words, code=0):
         """Run a command in a worker."""
         return self.engine.podman("exec", self.of("worker")[0], *words, code=code)
@@ -75,8 +80,8 @@ class Composed:
         return found[0]["workers"] if found else 0
 
 
-def until(condition, seconds=90, told=lambda: "it did not become so"):
-    """Wait for it; `told` says what stands where it does not come."""
+def until(condition, seconds=300, told=lambda: "it did not become so"):
+    """Wait for it, long enough for a busy machine; `told` says what stands where it does not come."""
     pause = threading.Event()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -108,9 +113,7 @@ def composed(engine):
         composed.compose("up", "-d")
         yield composed
     finally:
-        for container in engine.podman("ps", "--all", "--format", "{{.Names}}").split():
-            if container.startswith(composed.name):
-                print(container, composed.log(container))
+        print(composed.logs())
         composed.shrink()
         composed.compose("down", "--volumes", "--timeout", "5")
 
@@ -216,10 +219,7 @@ def test_the_overlays_take_payments_and_give_scores(composed, tmp_path_factory):
     def sick():
         return [name for name in services if not all(map(composed.is_healthy, composed.of(name) or [""]))]
 
-    def told():
-        return "\n".join(f"{name} is not healthy: {composed.log(f'{composed.name}_{name}_1')}" for name in sick())
-
-    until(lambda: not sick(), told=told)
+    until(lambda: not sick(), told=lambda: f"{sick()} are not healthy: {composed.logs()}")
     assert composed.inside("python", "-c", SEND) == "[]"
     (database,) = composed.of("postgres")
     query = "select distinct result->>'customer' from scores where result->>'customer' like 'by %' order by 1"
@@ -242,7 +242,7 @@ def test_the_flights_overlay_scores_every_flight(composed, tmp_path_factory):
     shorter.write_text(f"services: {{flights: {{{line} --flights 2000 --rate 0}}}}\n")
     composed.overlay("compose/flights.yaml", shorter, services=["flights"])
     flights = f"{composed.name}_flights_1"
-    until(lambda: flights not in composed.of("flights"), seconds=180, told=lambda: composed.log(flights))
+    until(lambda: flights not in composed.of("flights"), seconds=600, told=composed.logs)
     assert "Every one of 2,000 flights has one result, equal to Booster.predict to the bit" in composed.log(flights)
 
 
