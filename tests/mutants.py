@@ -53,7 +53,7 @@ MUTANTS = [
     Mutant(
         "a lease is never looked at before a write",
         "group/leases.py",
-        'min(lease.session.renewed_at + self._send_seconds, lease.ends) if lease is not None else float("-inf")',
+        'min(self.session.until, self.ends) if self.is_held else float("-inf")',
         'float("inf")',
         (FENCE, "-k", "lease_ends"),
     ),
@@ -66,9 +66,9 @@ MUTANTS = [
     ),
     Mutant(
         "no margin: results are sent until the lease ends",
-        "group/leases.py",
-        "self._send_seconds = self.sessions.fence.send",
-        "self._send_seconds = self.sessions.fence.lease",
+        "group/sessions.py",
+        "writer, *written, self.fence.send)",
+        "writer, *written, self.fence.lease)",
         (FENCE, "-k", "lease_ends"),
     ),
     Mutant(
@@ -172,7 +172,7 @@ MUTANTS = [
     Mutant(
         "a partition is given back with writes under way",
         "group/group.py",
-        "if lease is not None and not lease.unsettled and self.offsets.settled(partition):",
+        "if lease is not None and not lease.unsettled and self._offsets.settled(partition):",
         "if lease is not None:",
         (STORIES, "-k", "while_it_gives_back"),
     ),
@@ -186,8 +186,8 @@ MUTANTS = [
     Mutant(
         "one event is passed over where a partition is taken over",
         "group/group.py",
-        "self.reader.start(lease.partition, offset, epoch=lease.record.epoch, doubt=lease.doubt)",
-        "self.reader.start(lease.partition, offset + 1, epoch=lease.record.epoch, doubt=lease.doubt)",
+        "self._reader.start(lease.partition, offset, lease=lease, doubt=lease.doubt)",
+        "self._reader.start(lease.partition, offset + 1, lease=lease, doubt=lease.doubt)",
         (STORIES, "-k", "died_are_taken"),
     ),
     Mutant(
@@ -227,9 +227,9 @@ MUTANTS = [
     ),
     Mutant(
         "what was scored while its journal began again is written",
-        "scoring/runner.py",
-        "if not group.reader.is_current(part.cursor):",
-        "if False:",
+        "group/group.py",
+        "current = [each for each in read if each.cursor.is_current]",
+        "current = list(read)",
         (STORIES, "-k", "is_scored_while"),
     ),
     Mutant(
@@ -271,12 +271,12 @@ MUTANTS = [
         "a rescan looks for events before it notes what arrives",
         "scoring/missing.py",
         """\
-        with self._group.reader.note_keys(partition) as arrived:
+        with self._group.note_keys(partition) as arrived:
             missing = await still_without_result(self._grid, self._job, partition, events, rejected)
 """,
         """\
         missing = await still_without_result(self._grid, self._job, partition, events, rejected)
-        with self._group.reader.note_keys(partition) as arrived:
+        with self._group.note_keys(partition) as arrived:
 """,
         (STORIES, "-k", "newer_one"),
     ),
@@ -303,8 +303,8 @@ MUTANTS = [
     ),
     Mutant(
         "a sink does not look at its leases",
-        "sinks/runner.py",
-        "ended = [partition for partition in current if not group.leases.may_write(partition, now)]",
+        "group/group.py",
+        "ended = [each.cursor.partition for each in current if now >= each.cursor.until]",
         "ended: list[int] = []",
         (SINKS,),
     ),
@@ -362,8 +362,8 @@ MUTANTS = [
     Mutant(
         "an offset does not wait for states",
         "scoring/runner.py",
-        "            await self._states.put_partition(partition, list(states), list(states.values()), until=until)",
-        "            self._states.put_partition(partition, list(states), list(states.values()), until=until)",
+        "            await self._states.put_partition(partition, list(states)",
+        "            self._states.put_partition(partition, list(states)",
         (WINDOWS, "-k", "may_die or fate_is_unknown"),
     ),
     Mutant(

@@ -68,13 +68,13 @@ async def test_partitions_spread_over_workers_and_no_more_of_them_move_than_must
         assert set(alone.values()) == {first.id}
 
         group = first.runners[name].group
-        await scoring.until(lambda: len(group.reader.partitions) == client.grid.partition_count)
-        read_by = {partition: group.reader.cursor(partition) for partition in group.held}
+        await scoring.until(lambda: len(group._reader.partitions) == client.grid.partition_count)
+        read_by = {partition: group._reader.cursor(partition) for partition in group.held}
         second = await workers.enter_async_context(another(cluster, name))
         two = await spread(client, name, 2)
         # What stays was not touched: read on by the very same cursor, under the same epoch.
         assert len(group.held) > 100
-        assert all(group.reader.cursor(partition) is read_by[partition] for partition in group.held)
+        assert all(group._reader.cursor(partition) is read_by[partition] for partition in group.held)
         assert {p for p in two if two[p] != alone[p]} == {p for p in two if two[p] == second.id}
 
         async with another(cluster, name) as third:

@@ -19,12 +19,7 @@ def keeping(name, retain):
 
 def of_worker(client, worker, job):
     group = worker.runners[job.name].group
-
-    def acknowledged(partition):
-        there = group.offsets.acknowledged(partition)
-        return None if there is None else there.offset
-
-    return Retention(client.grid, job, lambda: group.held, acknowledged, group.leases.until)
+    return Retention(client.grid, job, lambda: group.held, group.acknowledged_to, group.until)
 
 
 @asynccontextmanager
@@ -173,7 +168,7 @@ async def test_nothing_is_removed_once_the_lease_no_longer_stands(cluster, uniqu
     name = f"job-{unique}"
     async with scored(cluster, name, 20, "1h") as (client, worker, old):
         # The loop comes too late: what is held by name is not held any more by the clock.
-        monkeypatch.setattr(old, "_until", lambda partition: worker.runners[name].group.leases.until(partition) - 60.0)
+        monkeypatch.setattr(old, "_until", lambda partition: worker.runners[name].group.until(partition) - 60.0)
         assert await old.round() == 0
         assert len(await keys_of(client, f"events.{name}")) == len(await keys_of(client, f"results.{name}")) == 20
 

@@ -41,7 +41,7 @@ def renewed_one(world):
     first, second = world.start(), world.start()
     world.settle()
     groups = [world.workers[name].worker.runners["sim"].group for name in (first, second)]
-    (own, others) = (group.leases for group in groups)
+    (own, others) = (group._leases for group in groups)
 
     partition = max(own.held)
     assert partition != own.held[partition].session.partition  # where it is closed, before the lease is marked
@@ -135,7 +135,7 @@ def test_what_a_member_holds_while_a_partition_moves_comes_before_the_successor_
 def test_a_renewal_of_unknown_fate_that_did_not_happen_is_not_taken_for_one(fenced):
     world = fenced(5.0)
     first, _, partition, _ = renewed_one(world)
-    held = world.workers[first].worker.runners["sim"].group.leases.held
+    held = world.workers[first].worker.runners["sim"].group._leases.held
     session = held[partition].session
     before = session.renewed_at
     fault = Fault("timeout", applied=False, request="Map.ReplaceIfSame", client=first, map="gridscore.sessions")

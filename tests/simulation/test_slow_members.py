@@ -27,7 +27,7 @@ def test_slow_members_are_not_flooded_by_workers_that_all_start_at_once(monkeypa
             return [runner.group for worker in workers if worker is not None for runner in worker.runners.values()]
 
         def read():
-            return sum(len(group.reader.partitions) for group in groups())
+            return sum(len(group._reader.partitions) for group in groups())
 
         while read() < jobs * 121:
             assert world.time.now - began < 60.0

@@ -243,7 +243,7 @@ def test_what_a_worker_claims_while_its_job_ends_is_free_again_at_once(world):
     world.kill(first)
     put(world, "after")
     worker = world.workers[second].worker
-    assert world.time.run_until(lambda: worker.runners["sim"].group.leases.claiming, seconds=30.0)
+    assert world.time.run_until(lambda: worker.runners["sim"].group._leases.claiming, seconds=30.0)
     # Given another job would go on in that process, its loop does not end with this one.
     world.ask(world.client.jobs.suspend("sim"))
     assert seconds_until(world, lambda: not worker._running and not worker._ending) < 5.0
@@ -302,7 +302,7 @@ def test_results_that_may_stand_are_looked_for_though_who_took_over_left_before_
     assert world.time.run_until(lambda: held not in {p for p, *_ in world.wrong()}, seconds=1.0)
     world.kill(first)
     world.cluster.faults.remove(commits)
-    leases = world.workers[second].worker.runners["sim"].group.leases
+    leases = world.workers[second].worker.runners["sim"].group._leases
     world.cluster.faults.append(Fault("silence", request="Map.EventJournalSubscribe", partition=held, client=second))
     assert world.time.run_until(lambda: held in leases.held, seconds=30.0)
     world.stop(second)
@@ -550,7 +550,7 @@ def test_a_worker_that_stops_waits_for_its_dead_letters_no_longer_than_they_take
     name = world.start()
     settled(world)
     world.put({f"bad{number}": None for number in range(200)})
-    offsets = world.workers[name].worker.runners["sim"].group.offsets
+    offsets = world.workers[name].worker.runners["sim"].group._offsets
     while not any(each.pending for each in offsets._partitions.values()):
         world.time.advance(0.005)
     world.stop(name)

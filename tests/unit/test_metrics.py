@@ -73,7 +73,7 @@ async def finished(worker, use):
         await until(lambda: len(received.results) == len(GOOD) and script.paused.is_set())
         runner = worker.runners["cards"]
         held = (runner.group, sink.group)
-        await until(lambda: all(len(each.held) == 5 and not each.offsets.moved for each in held))
+        await until(lambda: all(len(each.held) == 5 and not each._offsets.moved for each in held))
         return await use(Metrics(worker._grid, worker=worker, sources=[source], sinks=[sink]))
     finally:
         for task in tasks:

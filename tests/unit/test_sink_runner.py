@@ -396,7 +396,7 @@ async def test_with_halt_what_was_read_before_a_loss_is_delivered_all_the_same()
         first, second = asyncio.Event(), asyncio.Event()
         received.then(PAUSE(first), PAUSE(second))
         runner = await runner_of(cluster, received, settings=settings, max_results=1)
-        running, reader = asyncio.create_task(runner.run()), runner.group.reader
+        running, reader = asyncio.create_task(runner.run()), runner.group._reader
         await until(lambda: 0 in reader.partitions)
         await put(grid, scores(30))
         await until(lambda: reader.cursor(0).offset == 30)

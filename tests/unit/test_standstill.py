@@ -56,7 +56,7 @@ async def test_a_partition_that_could_not_be_begun_is_let_go_and_taken_again():
         running = asyncio.create_task(group.run())
         try:
             async with asyncio.timeout(15):
-                while not group.reader.partitions >= set(range(3)):
+                while not group._reader.partitions >= set(range(3)):
                     await asyncio.sleep(0.01)
         finally:
             running.cancel()

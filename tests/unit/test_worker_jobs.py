@@ -49,7 +49,7 @@ async def test_jobs_that_end_together_do_not_end_the_worker(monkeypatch, meanwhi
             if meanwhile == "replaced":
                 worker._replaced()
             else:
-                runner.group.reader.fail(HazelcastError("as if a member had gone"))
+                runner.group._reader.fail(HazelcastError("as if a member had gone"))
             go_on.set()
             # Then both are gone, and the worker goes on
             while worker._ending or worker.runners:

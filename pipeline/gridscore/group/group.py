@@ -31,12 +31,13 @@ import asyncio
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError, GridscoreError
 from gridscore.grid.watches import wait_for
+from gridscore.group.lease_records import NOBODY
 from gridscore.group.leases import Leases, Progress
 from gridscore.group.members import bits_of, quota
 from gridscore.group.offsets import Offsets
@@ -49,9 +50,11 @@ if TYPE_CHECKING:
 
     from gridscore.grid import Grid
     from gridscore.grid.wire import Page
+    from gridscore.group.lease_records import LeaseRecord
     from gridscore.group.leases import Lease
     from gridscore.group.members import Members
-    from gridscore.group.reader import Cursor
+    from gridscore.group.offsets import Write
+    from gridscore.group.reader import Arrival, Cursor
     from gridscore.group.subscription import GroupStats, Subscriber, Subscription
 
 _log = logging.getLogger(__name__)
@@ -82,6 +85,16 @@ _RESTART_SECONDS = 60.0
 _RETRY_SECONDS = 0.5
 
 
+class _HasCursor(Protocol):
+    """What was read of a partition, and by which cursor."""
+
+    @property
+    def cursor(self) -> Cursor: ...
+
+
+_Read = TypeVar("_Read", bound=_HasCursor)
+
+
 class Group:
     """Takes, commits and gives back partitions of one map."""
 
@@ -101,7 +114,7 @@ class Group:
         self._name = subscription.group
         self._members = members
         self._stats = stats
-        self.leases = Leases(
+        self._leases = Leases(
             grid,
             subscription.group,
             members.worker,
@@ -109,9 +122,13 @@ class Group:
             epochs_by_time=subscription.epochs_by_time,
             sessions=members.sessions,
         )
-        self.offsets = Offsets()
-        self.reader = JournalReader(grid, subscription.map, self._regressed, self._look_into)
-        self._losses = Losses(grid, subscription, stats, self.leases, self.offsets, self.reader.fail)
+        self._offsets = Offsets()
+        self._reader = JournalReader(grid, subscription.map, self._regressed, self._look_into)
+        # What users of the group are offered of these as it is:
+        self.until, self.sent, self.answered = self._leases.until, self._offsets.sent, self._offsets.answered
+        self.settled, self.bounds, self.wait = self._offsets.settled, self._reader.bounds, self._reader.wait
+        self.cursor, self.note_keys, self.insert = self._reader.cursor, self._reader.note_keys, self._reader.insert
+        self._losses = Losses(grid, subscription, stats, self._leases, self._offsets, self._reader.fail)
         self._beginning: dict[int, object] = {}  # partitions that will be read, each with the last to ask for it
         self._giving: set[int] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -131,29 +148,74 @@ class Group:
     @property
     def held(self) -> KeysView[int]:
         """Partitions that this worker holds."""
-        return self.leases.held.keys()
+        return self._leases.held.keys()
 
     @property
     def writable(self) -> Collection[int]:
         """Partitions that this worker may write for now."""
         now = self._grid.clock()
-        return [partition for partition in self.held if self.leases.may_write(partition, now)]
+        return [partition for partition, lease in self._leases.held.items() if now < lease.until]
+
+    @property
+    def commits(self) -> int:
+        """How many offsets were written."""
+        return self._leases.commits
+
+    def record(self, partition: int) -> LeaseRecord:
+        """What the lease of a partition says; `NOBODY` if this worker does not hold it."""
+        lease = self._leases.held.get(partition)
+        return NOBODY if lease is None else lease.record
 
     def acknowledged_to(self, partition: int) -> int | None:
         """Offset of a partition up to which all is acknowledged; None if it is not read here."""
-        progress = self.offsets.acknowledged(partition)
+        progress = self._offsets.acknowledged(partition)
         return None if progress is None else progress.offset
 
     def set_ring(self, capacity: int) -> None:
         """Commit early what fills the rings, which hold this many entries each."""
         self.early_events = max(1, capacity // _EARLY)
 
-    def acknowledged(self, partition: int, offset: int) -> None:
-        """Take note of a partition's progress; it may have to be committed early."""
-        lease = self.leases.held.get(partition)
-        if lease is not None and offset - lease.record.offset >= self.early_events:
-            self._early.add(partition)
+    # ------------------------------------------------------------------ the way of a batch
+
+    def read_at_most(self, events: int) -> None:
+        """Let a read return no more events than this."""
+        self._reader.page_events = min(self._reader.page_events, events)
+
+    def take(self, most: int) -> list[Arrival]:
+        """What has arrived of held partitions; see `JournalReader.take`."""
+        held = self._leases.held
+        return [arrival for arrival in self._reader.take(most) if arrival.partition in held]
+
+    def ours(self, read: Iterable[_Read]) -> list[_Read]:
+        """What may be written of what was read; partitions whose lease has ended are dropped.
+
+        Meanwhile a partition may have been put back, dropped or begun again.
+        """
+        now = self._grid.clock()
+        current = [each for each in read if each.cursor.is_current]
+        ended = [each.cursor.partition for each in current if now >= each.cursor.until]
+        self._lose(ended)
+        return [each for each in current if each.cursor.is_current] if ended else current
+
+    def acknowledge(self, write: Write) -> int:
+        """A write has succeeded: move the offset as far as possible; returns how many results are safe now."""
+        events = self._offsets.acknowledge(write)
+        lease = self._leases.held.get(write.partition)
+        if lease is not None and write.next - lease.record.offset >= self.early_events:
+            self._early.add(write.partition)
             self._filling.set()
+        return events
+
+    def withdraw(self, write: Write) -> None:
+        """A write has failed, and will be tried again by the same process; nothing of its partition is under way."""
+        self._offsets.rewind(write.partition)
+
+    async def drain(self, most: int, has_room: Callable[[], bool] | None = None) -> None:
+        """Return when no more than so many results are unacknowledged, and there is room for what comes."""
+        while self._offsets.unacknowledged > most or (has_room is not None and not has_room()):
+            await self._offsets.change()
+
+    # ------------------------------------------------------------------ life
 
     def wake(self) -> None:
         """Look now who lives and who holds what."""
@@ -172,10 +234,10 @@ class Group:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._grid.is_running:
-            await self.leases.claimed()
+            await self._leases.claimed()
             self._giving.update(self.held)
             await self._give_back()
-        self.reader.close()
+        self._reader.close()
 
     # ------------------------------------------------------------------ taking
 
@@ -189,12 +251,12 @@ class Group:
                 _log.warning("%s: claiming partitions failed, trying again: %s", self._name, error)
             # A worker with too few partitions looks often, but not for ever: others may have good reasons.
             often = hungry and self._grid.clock() - self._who_since < _HUNGRY_SECONDS
-            often = often or any(not self._members.is_fresh(owner) for owner in self.leases.others())
+            often = often or any(not self._members.is_fresh(owner) for owner in self._leases.others())
             await wait_for(self._wake, _HUNGRY_TURN_SECONDS if often else _TURN_SECONDS)
 
     async def _turn(self) -> bool:
         """Look, and take or give back partitions; whether some are still missing."""
-        leases, count, now = self.leases, self._grid.partition_count, self._grid.clock()
+        leases, count, now = self._leases, self._grid.partition_count, self._grid.clock()
         members = self._members
         who = members.group(self._name)
         if who != self._who:
@@ -249,7 +311,7 @@ class Group:
         A session, of an owner and a member, must be watched for a whole lease time before its partitions can be taken;
         that should not begin only when the first ones are taken.
         """
-        looked, homes = unknown[:most], self.leases.sessions.homes
+        looked, homes = unknown[:most], self._leases.sessions.homes
         if len(looked) < len(unknown) and homes:
             sought = bits_of(unknown)
             silent = [(name, held) for name, held in holdings.items() if held & sought]  # few of many workers
@@ -275,11 +337,11 @@ class Group:
                 extra={"action": "older_release"},
             )
             self._older = older
-        if not self._giving and (ours := [p for p in self.leases.held if p not in self._beginning]):
+        if not self._giving and (ours := [p for p in self._leases.held if p not in self._beginning]):
             self.give_back(ours)
 
     async def _take(self, partitions: Collection[int]) -> None:
-        taken = await self.leases.claim(partitions, self._taken)
+        taken = await self._leases.claim(partitions, self._taken)
         if taken:
             self._members.changed()
             self._stats.taken += len(taken)
@@ -290,7 +352,7 @@ class Group:
         if not self._leaving:
             # Both concern an earlier lease.
             self._giving.discard(lease.partition)
-            self.offsets.forget(lease.partition)
+            self._offsets.forget(lease.partition)
             self._beginning[lease.partition] = lease
             self._spawn(self._begin(lease))
 
@@ -299,7 +361,7 @@ class Group:
         partition, offset = lease.partition, None
         try:
             # If a member hangs, the partition must be dropped. A restart may search its whole journal.
-            async with asyncio.timeout(_RESTART_SECONDS if self.subscription.begin else self.leases.seconds):
+            async with asyncio.timeout(_RESTART_SECONDS if self.subscription.begin else self._leases.seconds):
                 offset = await self._find_offset(lease)
             if offset is not None:
                 offset = await self._subscriber.take_over(lease, offset)
@@ -308,7 +370,7 @@ class Group:
             _log.warning("%s: partition %d could not be begun: %s", self._name, partition, what, extra=_place(lease))
         if self._beginning.get(partition) is lease:
             del self._beginning[partition]
-            if offset is None or not self.leases.holds(lease):
+            if offset is None or not lease.is_held:
                 self.drop(partition)
             else:
                 self._read(lease, offset)
@@ -317,22 +379,22 @@ class Group:
     async def _find_offset(self, lease: Lease) -> int | None:
         """The offset to begin at with a partition that was taken; None if it cannot be begun."""
         partition, record, wanted = lease.partition, lease.record, self.subscription
-        oldest, newest = await self.reader.bounds(partition)
+        oldest, newest = await self._reader.bounds(partition)
         if wanted.begin and not record.has_begun(wanted.begin, wanted.restarts):
             offset = await self._subscriber.offset_at(partition, oldest, newest)
-            if not self.leases.holds(lease):
+            if not lease.is_held:
                 return None
-            return offset if await self.leases.reset(partition, offset, run=wanted.restarts) else None
-        if not self.leases.holds(lease):
+            return offset if await self._leases.reset(partition, offset, run=wanted.restarts) else None
+        if not lease.is_held:
             return None
         if record.offset < 0:
             if wanted.start == "oldest" and oldest > 0:
                 await self._losses.begin(partition)
             offset = oldest if wanted.start == "oldest" else newest + 1
             # Written before it is relied on: "latest" must not move.
-            return offset if await self.leases.place(partition, offset) else None
+            return offset if await self._leases.place(partition, offset) else None
         if record.offset > newest + 1:
-            self.reader.note_begun_again(partition, oldest, record.offset)
+            self._reader.note_begun_again(partition, oldest, record.offset)
             return oldest if await self._begin_again(partition, oldest) else None
         self._settle_doubt(lease, newest)
         return record.offset
@@ -344,8 +406,8 @@ class Group:
             lease.doubt, lease.is_doubted = max(lease.doubt, newest + 1), True
 
     def _read(self, lease: Lease, offset: int) -> None:
-        self.offsets.begin(lease.partition, Progress.of(lease.record)._replace(offset=offset))
-        self.reader.start(lease.partition, offset, epoch=lease.record.epoch, doubt=lease.doubt)
+        self._offsets.begin(lease.partition, Progress.of(lease.record)._replace(offset=offset))
+        self._reader.start(lease.partition, offset, lease=lease, doubt=lease.doubt)
 
     # ------------------------------------------------------------------ committing
 
@@ -355,23 +417,23 @@ class Group:
         All groups of a process do it at the same moments, so an idle process wakes up ten times a second in all.
         """
         # More often with a short lease, or there would be no time to retry a renewal.
-        pause = min(COMMIT_SECONDS, self.leases.seconds / 5) / _COMMIT_PARTS
+        pause = min(COMMIT_SECONDS, self._leases.seconds / 5) / _COMMIT_PARTS
         clock, tick = asyncio.get_running_loop().time, 0
         async with asyncio.TaskGroup() as turns:
             while True:
                 tick = max(tick, int(clock() / pause)) + 1
                 await asyncio.sleep(tick * pause - clock())
                 part = tick % _COMMIT_PARTS
-                self.leases.sessions.renew()
-                if part == 0 or self.offsets.moved or not self.leases.settled:
+                self._leases.sessions.renew()
+                if part == 0 or self._offsets.moved or not self._leases.settled:
                     turns.create_task(self._commit_part(part))
 
     async def _commit_part(self, part: int) -> None:
         lost = await self._commit_these(p for p in self.held if p % _COMMIT_PARTS == part)
         self._stats.committed_at = int(time.time() * 1000)
         # `unread` is a safety net: whatever went wrong, a held partition is read, or dropped.
-        unread = self.held - self.reader.partitions - self._beginning.keys() - self._giving
-        self._lose({*lost, *self.leases.ended(self._grid.clock()), *unread})
+        unread = self.held - self._reader.partitions - self._beginning.keys() - self._giving
+        self._lose({*lost, *self._leases.ended(self._grid.clock()), *unread})
         self._stats.partitions = len(self.held)
 
     async def _commit_early(self) -> None:
@@ -384,12 +446,12 @@ class Group:
             await asyncio.sleep(EARLY_SECONDS)
 
     async def _commit_these(self, partitions: Iterable[int]) -> list[int]:
-        wanted, moved = set(partitions), self.offsets.moved
-        progress = self.offsets.committable(wanted & moved)
+        wanted, moved = set(partitions), self._offsets.moved
+        progress = self._offsets.committable(wanted & moved)
         for partition in wanted & moved:
-            if progress[partition] == Progress.of(self.leases.held[partition].record):
+            if progress[partition] == Progress.of(self._leases.held[partition].record):
                 moved.discard(partition)
-        return await self.leases.commit(progress, wanted)
+        return await self._leases.commit(progress, wanted)
 
     # ------------------------------------------------------------------ giving back
 
@@ -401,7 +463,7 @@ class Group:
     async def _give_back(self) -> None:
         """Commit and release what is to be given back, within the budget."""
         for partition in self._giving:
-            self.reader.stop(partition)
+            self._reader.stop(partition)
             self._beginning.pop(partition, None)
         try:
             await self._release()
@@ -418,7 +480,7 @@ class Group:
         deadline = asyncio.get_running_loop().time() + GIVE_BACK_SECONDS
         try:
             async with asyncio.timeout_at(deadline - _RELEASE_SECONDS):
-                await self.offsets.settle(self._giving)
+                await self._offsets.settle(self._giving)
         except TimeoutError:
             _log.warning("%s: some writes were not acknowledged before the partitions were given back", self._name)
         progress: dict[int, Progress | None] = {}
@@ -426,11 +488,11 @@ class Group:
             async with asyncio.timeout_at(deadline):
                 await asyncio.gather(*map(self._doubt_unbegun, self._giving))
                 for partition in self._giving:
-                    lease = self.leases.held.get(partition)
-                    if lease is not None and not lease.unsettled and self.offsets.settled(partition):
+                    lease = self._leases.held.get(partition)
+                    if lease is not None and not lease.unsettled and self._offsets.settled(partition):
                         # None while it is just being begun; its record may have an offset by then.
-                        progress[partition] = self.offsets.acknowledged(partition)
-                await self.leases.release(progress)
+                        progress[partition] = self._offsets.acknowledged(partition)
+                await self._leases.release(progress)
                 self._stats.given += len(progress)
                 self._stats.rebalances += bool(progress)
         except (HazelcastError, TimeoutError) as error:
@@ -438,24 +500,24 @@ class Group:
                 "%s: %d partitions could not be given back, their leases run out in %.0f s: %s",
                 self._name,
                 len(progress),
-                self.leases.seconds,
+                self._leases.seconds,
                 str(error) or "the cluster does not answer",
             )
 
     async def _doubt_unbegun(self, partition: int) -> None:
         """Find out what is in doubt of a partition that is given back before it was begun."""
-        lease = self.leases.held.get(partition)
+        lease = self._leases.held.get(partition)
         if lease is not None and lease.before and not lease.is_doubted:
             try:
-                self._settle_doubt(lease, (await self.reader.bounds(partition))[1])
+                self._settle_doubt(lease, (await self._reader.bounds(partition))[1])
             except GridError:
                 lease.unsettled = True  # it is not known, so it must run out
 
     def drop(self, partition: int) -> None:
         """Stop to read, write and commit a partition, without telling the grid."""
-        self.leases.drop(partition)
-        self.reader.stop(partition)
-        self.offsets.forget(partition)
+        self._leases.drop(partition)
+        self._reader.stop(partition)
+        self._offsets.forget(partition)
         self._beginning.pop(partition, None)
         self._subscriber.dropped(partition)
 
@@ -476,13 +538,13 @@ class Group:
 
     def put_back(self, partition: int) -> None:
         """Read a partition again from what is acknowledged, because the fate of a write is not known."""
-        lease = self.leases.held.get(partition)
-        if lease is None or self.offsets.acknowledged(partition) is None:
+        lease = self._leases.held.get(partition)
+        if lease is None or self._offsets.acknowledged(partition) is None:
             return
-        offset, written = self.offsets.rewind(partition)
+        offset, written = self._offsets.rewind(partition)
         lease.doubt = max(lease.doubt, written)
         lease.unsettled = True
-        self.reader.stop(partition)
+        self._reader.stop(partition)
         if partition in self._giving:
             return
         token = self._beginning[partition] = object()
@@ -494,11 +556,11 @@ class Group:
             finally:
                 if self._beginning.get(partition) is token:
                     del self._beginning[partition]
-                    if not self.leases.holds(lease):
+                    if not lease.is_held:
                         self.drop(partition)
                     elif settled:
                         lease.unsettled = False
-                        self.reader.start(partition, offset, epoch=lease.record.epoch, doubt=lease.doubt)
+                        self._reader.start(partition, offset, lease=lease, doubt=lease.doubt)
 
         self._spawn(read_again())
 
@@ -507,7 +569,7 @@ class Group:
         while self._beginning.get(partition) is token:
             await asyncio.sleep(_RETRY_SECONDS)
             try:
-                return await self.leases.settle(partition)
+                return await self._leases.settle(partition)
             except HazelcastError as error:
                 _log.debug("%s: partition %d does not settle yet: %s", self._name, partition, error)
         return False
@@ -518,18 +580,16 @@ class Group:
         if gap:
             await self._losses.gap(partition, cursor.offset, page.first)
         if page.first < cursor.doubt:
-            lease = self.leases.held.get(partition)
-            origin = lease.record.origin if lease is not None else 0
-            page = await self._subscriber.look_over(partition, page, origin)
+            page = await self._subscriber.look_over(partition, page, self.record(partition).origin)
         return page
 
     def _regressed(self, partition: int, oldest: int) -> None:
         """The journal of a partition has begun again: begin again too, if the lease allows."""
         self._doubt.set()
-        lease = self.leases.held.get(partition)
+        lease = self._leases.held.get(partition)
         if lease is not None:
             # What is under way belongs to the old journal, and must have arrived before anything of the new one.
-            lease.unsettled = lease.unsettled or not self.offsets.settled(partition)
+            lease.unsettled = lease.unsettled or not self._offsets.settled(partition)
         token = self._beginning[partition] = object()
 
         async def restart() -> None:
@@ -554,23 +614,23 @@ class Group:
     async def _find_offset_again(self, lease: Lease, oldest: int) -> int | None:
         """The offset to go on at in a journal that has changed; None if the partition is no longer ours."""
         partition = lease.partition
-        last = await self.reader.last_standing(partition)
-        if not self.leases.holds(lease):
+        last = await self._reader.last_standing(partition)
+        if not lease.is_held:
             return None
         if last is None:
-            self.offsets.forget(partition)
+            self._offsets.forget(partition)
             return oldest if await self._begin_again(partition, oldest) else None
         # Reads do not wait for backups: when a member dies, we may have read what its backup lacks, and later writes
         # get the same sequences. Hence another epoch.
         try:
-            async with asyncio.timeout(self.leases.seconds):
-                await self.offsets.settle([partition])
+            async with asyncio.timeout(self._leases.seconds):
+                await self._offsets.settle([partition])
         except TimeoutError:
             pass  # it is written once more
-        if not self.leases.holds(lease):
+        if not lease.is_held:
             return None
         acknowledged = self.acknowledged_to(partition)
-        self.offsets.forget(partition)
+        self._offsets.forget(partition)
         offset = last + 1 if acknowledged is None else min(last + 1, acknowledged)
         _log.warning(
             "%s: the journal of partition %d has lost what came after %d: going on at %d",
@@ -580,11 +640,11 @@ class Group:
             offset,
             extra={"action": "journal_behind", **_place(lease)},
         )
-        return offset if await self.leases.reset(partition, offset) else None
+        return offset if await self._leases.reset(partition, offset) else None
 
     async def _begin_again(self, partition: int, oldest: int) -> bool:
         await self._losses.regression(partition)
-        if not await self.leases.reset(partition, oldest, regressed=True):
+        if not await self._leases.reset(partition, oldest, regressed=True):
             return False
         self._losses.after_regression(partition)
         return True
@@ -612,9 +672,9 @@ class Group:
 
     async def _check_one(self, partition: int) -> None:
         try:
-            await self.reader.check(partition)
+            await self._reader.check(partition)
             # The record is written only when its offset moves: somebody may have changed it meanwhile.
-            if not await self.leases.check(partition):
+            if not await self._leases.check(partition):
                 self._lose([partition])
         except (GridscoreError, HazelcastError) as error:
             _log.debug("%s: checking partition %d failed: %s", self._name, partition, error)

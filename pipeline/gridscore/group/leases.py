@@ -106,6 +106,7 @@ class Lease:
         is_doubted: Whether `doubt` covers what the worker before may have written.
         unsettled: Whether a write of unknown fate may still arrive.
         strays: Whether the grid may name another session than `session`.
+        is_held: False once it is lost, dropped or given back; its partition may be held by another lease then.
     """
 
     partition: int
@@ -118,7 +119,13 @@ class Lease:
     is_doubted: bool = False
     unsettled: bool = False
     strays: bool = False
+    is_held: bool = True
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def until(self) -> float:
+        """Until when, of the grid's clock, its partition may be written; minus infinity if it may not."""
+        return min(self.session.until, self.ends) if self.is_held else float("-inf")
 
     def adopt(self, written: Written) -> None:
         """Note what was written."""
@@ -172,7 +179,6 @@ class Leases:
         self.worker = worker
         self.seconds = seconds
         self.sessions = sessions or Sessions(grid, worker, seconds)
-        self._send_seconds = self.sessions.fence.send
         self.held: dict[int, Lease] = {}
         self.claiming: set[int] = set()
         self._settled: set[int] = set()  # held, and on the right session, as of these changes of sessions:
@@ -190,15 +196,7 @@ class Leases:
     def until(self, partition: int) -> float:
         """Until when, of the grid's clock, this worker may write for a partition; minus infinity if it may not."""
         lease = self.held.get(partition)
-        return min(lease.session.renewed_at + self._send_seconds, lease.ends) if lease is not None else float("-inf")
-
-    def may_write(self, partition: int, now: float) -> bool:
-        """Whether this worker may write for the partition at `now`, of the grid's clock."""
-        return now < self.until(partition)
-
-    def holds(self, lease: Lease) -> bool:
-        """Whether the partition is held by this very lease: it may have been lost, and taken again."""
-        return self.held.get(lease.partition) is lease
+        return lease.until if lease is not None else float("-inf")
 
     @property
     def settled(self) -> bool:
@@ -209,7 +207,7 @@ class Leases:
         """Held partitions for which this worker may no longer write at `now`, of the grid's clock."""
         if self.settled and self.sessions.all_stand(now):
             return []
-        return [partition for partition in self.held if not self.may_write(partition, now)]
+        return [partition for partition, lease in self.held.items() if now >= lease.until]
 
     # ------------------------------------------------------------------ others' leases
 
@@ -467,7 +465,7 @@ class Leases:
             moved = reached is not None and reached != (record.offset, record.lost, record.unkept)
             at_home = homes[partition] == session.partition
             # If it has moved to a member that cannot be reached, its old session does not show that.
-            lease.ends = _NEVER if at_home else min(lease.ends, now + self._send_seconds)
+            lease.ends = _NEVER if at_home else min(lease.ends, now + session.send_seconds)
             strays = session.retired or not at_home or lease.strays
             if not strays:
                 settled.add(partition)
@@ -533,7 +531,7 @@ class Leases:
                 lease.adopt(outcome)
                 lease.strays = False
                 self.commits += 1
-                if session is not before and self.holds(lease):
+                if session is not before and lease.is_held:
                     # It is on the new session; the old one is detached below.
                     lease.session, session = session, before
                     lease.ends = _NEVER
@@ -568,7 +566,7 @@ class Leases:
         if lease is None or not await self._change(lease, self._next):
             return False
         await asyncio.sleep(SETTLE_SECONDS)
-        return self.holds(lease)
+        return lease.is_held
 
     async def place(self, partition: int, offset: int) -> bool:
         """Write the first offset of a partition; False if the lease is lost."""
@@ -579,14 +577,19 @@ class Leases:
 
     def drop(self, partition: int) -> None:
         """Forget a partition at once, without telling the grid: its session must run out."""
-        if (lease := self.held.pop(partition, None)) is not None:
-            self._settled.discard(partition)
+        if (lease := self.held.get(partition)) is not None:
+            self._forget(lease)
             self._dropped[partition] = lease.record.session
             self.sessions.detach(lease.session, released=False)
 
+    def _forget(self, lease: Lease) -> None:
+        del self.held[lease.partition]
+        self._settled.discard(lease.partition)
+        lease.is_held = False
+
     def _lose(self, lease: Lease) -> None:
         """Forget a lease that somebody else has taken; a newer one of the same partition stays."""
-        if self.holds(lease):
+        if lease.is_held:
             self.drop(lease.partition)
 
     async def release(self, progress: Mapping[int, Progress | None]) -> None:
@@ -603,9 +606,8 @@ class Leases:
         due = []
         for lease, origin in given:
             partition, record = lease.partition, lease.record
-            if self.holds(lease):  # if it was taken again meanwhile, it is in use
-                del self.held[partition]
-                self._settled.discard(partition)
+            if lease.is_held:  # if it was taken again meanwhile, it is in use
+                self._forget(lease)
                 # If it was reset meanwhile, what was done before does not count.
                 reached = progress[partition] if record.origin == origin else None
                 due.append(_Due(lease, reached or Progress.of(record), None))

@@ -31,6 +31,7 @@ class Write:
         lost: Events just before those of this write that were overwritten before they were read.
         arrived_at: When its events had been read, of the grid's clock.
         unkept: Events that were rejected, and have no dead letter.
+        counts: False once its partition is dropped or put back: nobody waits for its answer any more.
     """
 
     partition: int
@@ -40,6 +41,7 @@ class Write:
     arrived_at: float
     unkept: int = 0
     done: bool = False
+    counts: bool = True
 
 
 @dataclass(slots=True)
@@ -65,12 +67,15 @@ class Offsets:
 
     def begin(self, partition: int, progress: Progress) -> None:
         """Go on with a partition from here, and forget what was under way for it."""
+        self.forget(partition)
         self._partitions[partition] = _Partition(progress, progress.offset)
         self.moved.add(partition)
 
     def forget(self, partition: int) -> None:
         """Drop a partition."""
-        self._partitions.pop(partition, None)
+        if partition in self._partitions:
+            self.rewind(partition)
+            del self._partitions[partition]
         self.moved.discard(partition)
         self._changed.set()
 
@@ -85,12 +90,7 @@ class Offsets:
         """A write was answered; False if nobody waits for it any more."""
         self.unacknowledged -= write.events
         self._changed.set()
-        return self.awaits(write)
-
-    def awaits(self, write: Write) -> bool:
-        """Whether a write still counts: its partition was neither dropped nor put back."""
-        there = self._partitions.get(write.partition)
-        return there is not None and write in there.pending
+        return write.counts
 
     def acknowledge(self, write: Write) -> int:
         """A write has succeeded: move the offset as far as possible; returns how many results are safe now."""
@@ -119,6 +119,8 @@ class Offsets:
     def rewind(self, partition: int) -> tuple[int, int]:
         """Forget what is under way; returns the offset to read from, and the one before which all was written."""
         there = self._partitions[partition]
+        for write in there.pending:
+            write.counts = False
         there.pending.clear()
         self._changed.set()
         return there.acknowledged.offset, there.written

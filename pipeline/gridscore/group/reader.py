@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from gridscore.grid import Grid
     from gridscore.grid.wire import Page
+    from gridscore.group.leases import Lease
 
 _log = logging.getLogger(__name__)
 
@@ -63,10 +64,14 @@ _UNKNOWN = -1
 
 @dataclass(slots=True, eq=False)
 class Cursor:
-    """Where a partition is being read. A new cursor for a partition makes answers to the old one void.
+    """Where a partition is being read, and the claim to what was read: is it still ours to write?
+
+    A new cursor for a partition makes answers to the old one void, and what they led to.
 
     Attributes:
         epoch: Of the lease under which it is read.
+        lease: That one; None for those who only read.
+        is_current: False once it reads no more: the partition was lost, is given back, or is read again from elsewhere.
         doubt: Sequence before which events may already have results by a previous owner.
         seen: Sequence and hash of the entries that are remembered.
     """
@@ -74,10 +79,20 @@ class Cursor:
     partition: int
     offset: int
     epoch: int = 0
+    lease: Lease | None = None
     doubt: int = 0
+    is_current: bool = True
     seen: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     reading: bool = False
     parked: asyncio.Future[Page | None] | None = None
+
+    @property
+    def until(self) -> float:
+        """Until when, of the grid's clock, what was read may be written; minus infinity if it may not.
+
+        While the partition is given back, what is under way is still written, though the cursor is not current.
+        """
+        return float("-inf") if self.lease is None else self.lease.until
 
 
 class _Before(NamedTuple):
@@ -148,10 +163,6 @@ class JournalReader:
         """Oldest and newest sequence of a partition's journal."""
         return await self._journal.bounds(partition)
 
-    def is_current(self, cursor: Cursor) -> bool:
-        """Whether this cursor still reads its partition: if not, what it read must not be written."""
-        return self._cursors.get(cursor.partition) is cursor
-
     @property
     def partitions(self) -> KeysView[int]:
         """Those that are being read."""
@@ -161,12 +172,13 @@ class JournalReader:
         """The cursor that reads a partition now; None if it is not read."""
         return self._cursors.get(partition)
 
-    def start(self, partition: int, offset: int, *, epoch: int = 0, doubt: int = 0) -> None:
+    def start(self, partition: int, offset: int, *, lease: Lease | None = None, doubt: int = 0) -> None:
         """Read a partition from an offset on; see `Cursor`. What was read of it and not taken yet is forgotten."""
         self.stop(partition)
         if self._closed:
             return
-        cursor = Cursor(partition, offset, epoch, doubt)
+        epoch = 0 if lease is None else lease.record.epoch
+        cursor = Cursor(partition, offset, epoch, lease, doubt)
         self._cursors[partition] = cursor
         self._read(cursor)
 
@@ -174,6 +186,7 @@ class JournalReader:
         """Stop reading a partition. The parked read stays at the member, for the next reader from there."""
         cursor = self._cursors.pop(partition, None)
         if cursor is not None:
+            cursor.is_current = False
             if cursor.parked is not None:
                 cursor.parked.cancel()
             kept = deque(arrival for arrival in self._inbox if arrival.partition != partition)
@@ -232,7 +245,7 @@ class JournalReader:
         another = newest + 1 < before
         if not another and seen and seen[-1][0] >= oldest:
             another = await self._last_same(partition, seen, oldest, newest) not in (seen[-1][0], _UNKNOWN)
-        if another and self._cursors.get(partition) is cursor:
+        if another and cursor.is_current:
             self._begin_again(partition, before, oldest)
 
     async def last_standing(self, partition: int) -> int | None:
@@ -341,7 +354,7 @@ class JournalReader:
         if done.cancelled():
             return
         error = done.exception()
-        if not self.is_current(cursor):
+        if not cursor.is_current:
             return
         if error is not None:
             self._failed(cursor, error)
@@ -363,11 +376,11 @@ class JournalReader:
             rest = await self._look_into(cursor, page, gap)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the partition must not stand still for ever
             cursor.reading = False
-            if self.is_current(cursor):
+            if cursor.is_current:
                 self._failed(cursor, error)
             return
         cursor.reading = False
-        if self.is_current(cursor):
+        if cursor.is_current:
             self._accept(cursor, rest, gap, page)
 
     def _accept(self, cursor: Cursor, page: Page, gap: int, read: Page) -> None:
@@ -410,7 +423,7 @@ class JournalReader:
 
     def _later(self, cursor: Cursor) -> None:
         def read() -> None:
-            if self.is_current(cursor):
+            if cursor.is_current:
                 # The owner may have changed, and the new one's journal may be behind: look before parking again.
                 self._spawn(self._look_and_read(cursor))
 
@@ -430,7 +443,7 @@ class JournalReader:
         except GridscoreError as error:
             self._failed(cursor, error)
             return
-        if self.is_current(cursor):
+        if cursor.is_current:
             self._read(cursor)
 
     def _begin_again(self, partition: int, offset: int, oldest: int) -> None:

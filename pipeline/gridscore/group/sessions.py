@@ -58,6 +58,7 @@ class Session:
         name: As leases have it.
         partition: Of its record.
         renewed_at: When the last acknowledged renewal began; minus infinity if it is over.
+        send_seconds: For how long after that its owner may send.
         leases: How many depend on it.
         retired: Whether it takes no more leases.
     """
@@ -68,9 +69,15 @@ class Session:
     record: LeaseRecord
     text: bytes
     renewed_at: float
+    send_seconds: float
     leases: int = 0
     retired: bool = False
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def until(self) -> float:
+        """Until when, of the grid's clock, its owner may send."""
+        return self.renewed_at + self.send_seconds
 
 
 @dataclass(slots=True, eq=False)
@@ -179,7 +186,7 @@ class Sessions:
     async def _renew_or_open(self, home: int) -> Session:
         if (session := self._current.get(home)) is not None:
             await self._renew(session)
-            if self._grid.clock() < session.renewed_at + self.fence.send and not session.retired:
+            if self._grid.clock() < session.until and not session.retired:
                 return session
             self.retire(session)
         return await self._open(home)
@@ -190,7 +197,7 @@ class Sessions:
         written = await writer.write(home, None, self._next(NOBODY))
         if written is None or not written.is_acknowledged:
             raise HazelcastError("a session could not be opened")
-        session = Session(f"{nonce}/{home}", home, writer, *written)
+        session = Session(f"{nonce}/{home}", home, writer, *written, self.fence.send)
         self._own[session.name] = self._current[home] = session
         return session
 
@@ -232,7 +239,7 @@ class Sessions:
 
     def all_stand(self, now: float) -> bool:
         """Whether this process may write at `now`, of the grid's clock, for all leases of all its sessions."""
-        return all(now < session.renewed_at + self.fence.send for session in self._own.values())
+        return all(now < session.until for session in self._own.values())
 
     def _is_due(self, session: Session) -> bool:
         return self._grid.clock() - session.renewed_at > self.seconds / 3

@@ -138,7 +138,7 @@ class _Journals:
 
     async def look(self, grid: Grid) -> None:
         """Look once."""
-        leases = {partition: lease.record for partition, lease in self.group.leases.held.items()}
+        leases = {partition: self.group.record(partition) for partition in self.group.held}
         known, problem = await positions(grid, self.group.subscription, leases, list(leases))
         if known is None:
             raise GridError(problem)
@@ -348,7 +348,7 @@ def _drift(families: Families, record: DriftRecord | None, version: str, **of: s
 def _group(families: Families, prefix: str, what: str, stats: GroupStats, group: Group, **of: str) -> None:
     for field, (name, text) in _OF_GROUPS.items():
         families.count(f"{prefix}_{name.format(what)}", text, getattr(stats, field), **of)
-    families.count(f"{prefix}_commits", "Offsets that were committed, each of a partition.", group.leases.commits, **of)
+    families.count(f"{prefix}_commits", "Offsets that were committed, each of a partition.", group.commits, **of)
     families.show(f"{prefix}_partitions", "Partitions that this process holds.", len(group.held), **of)
     text = "Partitions of this process that are still to be searched for what was lost."
     families.show(f"{prefix}_rescans", text, stats.rescans, **of)

@@ -142,10 +142,10 @@ class MissingResults:
         while (self._group.acknowledged_to(partition) or 0) <= newest:
             await self._wait(partition, deadline)
         # An event that is put under the same key meanwhile is scored in turn; the older one must not follow it.
-        with self._group.reader.note_keys(partition) as arrived:
+        with self._group.note_keys(partition) as arrived:
             missing = await still_without_result(self._grid, self._job, partition, events, rejected)
             missing = [event for event in missing if event.key not in arrived]
-            if missing and not self._group.reader.insert(partition, page_of(missing)):
+            if missing and not self._group.insert(partition, page_of(missing)):
                 raise NotNowError
         if not missing:
             return 0

@@ -186,7 +186,7 @@ class Reasons:
     async def _stands(self, row: _Row) -> bool:
         """Wait until a row's result is acknowledged; False if its partition is no longer read here, or it never is."""
         until = self._grid.clock() + _STAND_SECONDS
-        while self._group.reader.is_current(row.cursor) and self._grid.clock() < until:
+        while row.cursor.is_current and self._grid.clock() < until:
             to = self._group.acknowledged_to(row.partition)
             if to is not None and to > row.sequence:
                 return True
@@ -196,10 +196,11 @@ class Reasons:
     async def _write(self, row: _Row, text: bytes) -> bool:
         prefix = wire.replace_if_same_prefix(self._job.results, row.key)
         message = wire.encode_replace_if_same(prefix, wire.json_data(row.text), wire.json_data(text))
-        until = self._group.leases.until(row.partition)
         try:
             answer = wire.decode_replace_if_same
-            return bool(await transport.invoke(self._grid.client, message, row.partition, answer, until=until))
+            return bool(
+                await transport.invoke(self._grid.client, message, row.partition, answer, until=row.cursor.until)
+            )
         except HazelcastError as error:
             _log.debug("%s: the reasons of a result could not be written: %s", self._job.name, error)
             return False

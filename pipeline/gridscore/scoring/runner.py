@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.grid.wire import Page
     from gridscore.group.members import Members
+    from gridscore.group.reader import Cursor
     from gridscore.job import JobRecord
     from gridscore.scoring.live_model import LoadedModels
     from gridscore.scoring.scorer import PartitionBatch, ScoredBatch
@@ -138,12 +139,9 @@ class JobRunner:
             self._stage = WindowStage(grid, record, members, self.stats, seconds=lease_seconds)
             self._requests = WindowRequests(grid, job, self.group, self._stage.states)
         elif job.used_windows:
-            held, is_settled = self.group.leases.held, self.group.offsets.settled
-            reader = self.group.reader
-            self._windows = WindowStates(
-                grid, record, lambda p: held[p].record.origin if p in held else 0, is_settled, reader.bounds
-            )
-            reader.page_events = min(reader.page_events, self._windows.page_events)
+            group = self.group
+            self._windows = WindowStates(grid, record, lambda p: group.record(p).origin, group.settled, group.bounds)
+            group.read_at_most(self._windows.page_events)
         self._states = MapWriter(grid, self._windows.map_name) if self._windows is not None else None
         wants_reasons = job.result.reasons is not None
         self._reasons = Reasons(grid, job, self.group, self.stats) if wants_reasons else None
@@ -167,7 +165,7 @@ class JobRunner:
         self._rescanner = Rescanner(grid, lambda: self.group.held, job.name, self.stats, self._missing.rescan)
         self._superseded = Superseded(grid, job, lambda: self.group.writable)
         self._retention = Retention(
-            grid, job, lambda: self.group.writable, self.group.acknowledged_to, self.group.leases.until
+            grid, job, lambda: self.group.writable, self.group.acknowledged_to, self.group.until
         )
         self._lanes: dict[int, deque[_Waiting]] = {}
         self._failures: list[BaseException] = []
@@ -215,7 +213,7 @@ class JobRunner:
 
     async def _prepare(self) -> None:
         await prepare(self._grid, self._job)  # a cluster that was stopped has forgotten it
-        await self.group.reader.bounds(0)  # fails at once if the map has no journal
+        await self.group.bounds(0)  # fails at once if the map has no journal
         await self._results.prepare()
         if self._states is not None:
             await self._states.prepare()
@@ -284,18 +282,15 @@ class JobRunner:
     # ------------------------------------------------------------------ the way of a batch
 
     async def _score(self) -> None:
-        group, reader, offsets = self.group, self.group.reader, self.group.offsets
+        group = self.group
         while True:
-            await reader.wait()
+            await group.wait()
             states = self.windows
             most = BATCH_EVENTS if self._requests is None else ASKED_EVENTS
             most = most if states is None else min(most, states.batch_events)
-            while offsets.unacknowledged > UNACKNOWLEDGED_EVENTS * min(most, BATCH_EVENTS) // BATCH_EVENTS:
-                await offsets.change()
-            while self._windows is not None and not self._windows.forget():
-                await offsets.change()
-            arrivals = [arrival for arrival in reader.take(most) if arrival.partition in group.held]
-            if not arrivals:
+            unacknowledged = UNACKNOWLEDGED_EVENTS * min(most, BATCH_EVENTS) // BATCH_EVENTS
+            await group.drain(unacknowledged, self._windows.forget if self._windows is not None else None)
+            if not (arrivals := group.take(most)):
                 continue
             for portion in [arrivals] if self._requests is None else portions(arrivals):
                 try:
@@ -303,7 +298,7 @@ class JobRunner:
                 except HazelcastError as error:
                     _log.warning("%s: what a batch needs could not be fetched, trying again: %s", self._job.name, error)
                     for arrival in portion:
-                        if reader.is_current(arrival.cursor):
+                        if arrival.cursor.is_current:
                             group.put_back(arrival.partition)
                     await asyncio.sleep(_RETRY_SECONDS)
                     continue
@@ -316,29 +311,18 @@ class JobRunner:
                     self._shadow.score(batch.answered)
 
     def _write(self, batch: ScoredBatch) -> None:
-        group, now = self.group, self._grid.clock()
-        parts = []
-        for part in batch.partitions:
-            # While lookups were fetched, the partition may have been put back, dropped or begun again.
-            if not group.reader.is_current(part.cursor):
-                continue
-            if not group.leases.may_write(part.partition, now):
-                where = {"partition": part.partition, "epoch": part.cursor.epoch}
-                _log.warning("%s: the lease of partition %d has run out", self._job.name, part.partition, extra=where)
-                group.drop(part.partition)
-                continue
-            parts.append(part)
+        parts = self.group.ours(batch.partitions)
         rejected: dict[int, list[Rejected]] = {part.partition: [] for part in parts} if batch.rejected else {}
         for each in batch.rejected:
             if each.partition in rejected:
                 rejected[each.partition].append(each)
         for part in parts:
             write = Write(part.partition, part.next, len(part.keys), part.lost, part.at)
-            group.offsets.sent(write)
+            self.group.sent(write)
             lane = self._lanes.setdefault(part.partition, deque())
             # A task for each: partitions do not wait for each other.
             bad = rejected.get(part.partition)
-            lane.append(_Waiting(part, write, self._spawn(self._bury(bad)) if bad else None))
+            lane.append(_Waiting(part, write, self._spawn(self._bury(bad, part.cursor)) if bad else None))
             if len(lane) == 1:
                 self._send(part.partition)
         self.stats.batches += 1
@@ -356,26 +340,24 @@ class JobRunner:
             texts = [text for each in waiting for text in each.part.texts]
         states = {key: state for each in waiting for key, state in each.part.states.items()}
         put: asyncio.Future[None]
-        if states and self.group.offsets.awaits(first.write):
-            put = self._spawn(self._put_with_states(first.write, keys, texts, states))
-        elif keys and self.group.offsets.awaits(first.write):
-            until = self.group.leases.until(partition)
-            put = self._results.put_partition(partition, keys, texts, until=until)
+        if states and first.write.counts:
+            put = self._spawn(self._put_with_states(first, keys, texts, states))
+        elif keys and first.write.counts:
+            put = self._results.put_partition(partition, keys, texts, until=first.part.cursor.until)
         else:
             put = asyncio.get_running_loop().create_future()
             put.set_result(None)
         put.add_done_callback(partial(self._answered, partition, len(waiting)))
 
     async def _put_with_states(
-        self, write: Write, keys: list[bytes], texts: list[bytes], states: dict[bytes, bytes]
+        self, first: _Waiting, keys: list[bytes], texts: list[bytes], states: dict[bytes, bytes]
     ) -> None:
         """Write results, and when they stand, the states of windows that their events are in."""
-        leases, partition = self.group.leases, write.partition
+        partition, cursor = first.part.partition, first.part.cursor
         if keys:
-            await self._results.put_partition(partition, keys, texts, until=leases.until(partition))
-        if self._states is not None and self.group.offsets.awaits(write):
-            until = leases.until(partition)
-            await self._states.put_partition(partition, list(states), list(states.values()), until=until)
+            await self._results.put_partition(partition, keys, texts, until=cursor.until)
+        if self._states is not None and first.write.counts:
+            await self._states.put_partition(partition, list(states), list(states.values()), until=cursor.until)
 
     def _answered(self, partition: int, count: int, done: asyncio.Future[None]) -> None:
         """A message was answered: so are the writes in it, and the next may be sent."""
@@ -388,14 +370,13 @@ class JobRunner:
         else:
             del self._lanes[partition]
 
-    async def _bury(self, rejected: list[Rejected]) -> int:
+    async def _bury(self, rejected: list[Rejected], cursor: Cursor) -> int:
         """Write the dead letters of a partition's events while its lease holds; returns how many have no room.
 
         Raises:
             HazelcastError: At least one was not confirmed.
         """
-        until = self.group.leases.until(rejected[0].partition)
-        letters, new, unkept = self._letters, 0, len(rejected)
+        until, letters, new, unkept = cursor.until, self._letters, 0, len(rejected)
         if letters.may_put(len(rejected)):
             dead = [letter(self._grid, self._job.name, self._job.events, each) for each in rejected]
             new, left = await letters.put(dead, until=until)
@@ -408,7 +389,7 @@ class JobRunner:
 
     def _finish(self, each: _Waiting, error: BaseException | None) -> None:
         """A write was answered: move the offset that may be committed, or put the partition back."""
-        if not self.group.offsets.answered(each.write):
+        if not self.group.answered(each.write):
             return  # the partition was dropped or put back in the meantime
         if error is not None or each.letters is None:
             self._acknowledge(each.write, error)
@@ -417,7 +398,7 @@ class JobRunner:
 
     def _set_aside(self, write: Write, letters: asyncio.Task[int]) -> None:
         """The dead letters that go with an acknowledged write are written, or could not be."""
-        if self.group.offsets.awaits(write):
+        if write.counts:
             error = HazelcastClientNotActiveError() if letters.cancelled() else letters.exception()
             if error is None:
                 write.unkept = letters.result()
@@ -429,8 +410,7 @@ class JobRunner:
                 self._failures.append(error)
             self.group.put_back(write.partition)
             return
-        self.stats.events += self.group.offsets.acknowledge(write)
-        self.group.acknowledged(write.partition, write.next)
+        self.stats.events += self.group.acknowledge(write)
         self.stats.wrote(write.arrived_at, self._grid.clock(), write.events)
 
     # ------------------------------------------------------------------ beside it

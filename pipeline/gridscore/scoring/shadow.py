@@ -58,8 +58,8 @@ class Shadow:
             trial.tallies[1].errors += count
             return
         for part, _ in spans:
-            if part.keys and self._group.reader.is_current(part.cursor):
-                until = self._group.leases.until(part.partition)
+            if part.keys and part.cursor.is_current:
+                until = part.cursor.until
                 self._waiting += 1
                 self._results.put_partition(part.partition, part.keys, part.texts, until=until).add_done_callback(
                     self._done

@@ -196,7 +196,7 @@ class WindowRequests:
             rows = range(begin, begin := begin + count)
             if not self._is_current(cursor):
                 continue
-            partition, origin = cursor.partition, self._group.leases.held[cursor.partition].record.origin
+            partition, origin = cursor.partition, self._group.record(cursor.partition).origin
             batch.cursors[partition] = cursor
             told = [
                 (number_of(sequences[row], keys[row], values[row]), mark_of(keys[row], values[row])) for row in rows
@@ -240,11 +240,11 @@ class WindowRequests:
 
     def _has_room(self, partition: int, number: int) -> bool:
         """Whether answers up to that event take the place of none that is needed if this worker dies."""
-        committed = self._group.leases.held[partition].record.offset
+        committed = self._group.record(partition).offset
         if number < committed + SLOTS:
             return True
         # All before this batch is committed; what lies between was overwritten before it was read.
-        return self._group.offsets.settled(partition) and self._group.acknowledged_to(partition) == committed
+        return self._group.settled(partition) and self._group.acknowledged_to(partition) == committed
 
     async def _begin(self, partition: int) -> None:
         try:
@@ -256,7 +256,7 @@ class WindowRequests:
         self._reader.start(partition, newest + 1)
 
     def _is_current(self, cursor: Cursor) -> bool:
-        return cursor.partition in self._group.held and self._group.reader.is_current(cursor)
+        return cursor.is_current and cursor.partition in self._group.held
 
     # ------------------------------------------------------------------ requests
 
@@ -289,7 +289,7 @@ class WindowRequests:
                 batch.inputs[window].columns[:, indices],
                 keys,
             )
-            until = min(map(self._group.leases.until, set(partitions)))
+            until = min(batch.cursors[each].until for each in set(partitions))
             where, text = key_in(partition, self._grid.partition_count, ""), request_text(self._tag, asked)
             put = self._requests.put_partition(partition, [where], [text], until=until)
             put.add_done_callback(self._heard)

@@ -122,9 +122,8 @@ class WindowStage:
         # Every request is read; what was done before is left to the ledger.
         self.group = Group(grid, subscription_of(name), Subscriber(), members, GroupStats(), seconds=seconds)
         self.group.set_ring(REQUEST_RING)
-        reader, is_settled = self.group.reader, self.group.offsets.settled
-        self.states = WindowStates(grid, record, lambda _partition: 0, is_settled, reader.bounds)
-        reader.page_events = min(reader.page_events, self.states.page_events)
+        self.states = WindowStates(grid, record, lambda _partition: 0, self.group.settled, self.group.bounds)
+        self.group.read_at_most(self.states.page_events)
         self._mean_events = 1.0  # of a request, about
         self._tag = tag_of(self.states.tag, self.states.windows)
         self._states = MapWriter(grid, self.states.map_name)
@@ -140,7 +139,7 @@ class WindowStage:
             JournalMissingError: They have none.
         """
         await self._grid.map(self._requests)
-        await self.group.reader.bounds(0)
+        await self.group.bounds(0)
         await self._states.prepare()
         await self._answers.prepare()
 
@@ -159,21 +158,18 @@ class WindowStage:
     # ------------------------------------------------------------------ the way of a batch
 
     async def _answer(self) -> None:
-        reader, offsets = self.group.reader, self.group.offsets
         while True:
-            await reader.wait()
-            while offsets.unacknowledged > _UNACKNOWLEDGED_EVENTS or not self.states.forget():
-                await offsets.change()
+            await self.group.wait()
+            await self.group.drain(_UNACKNOWLEDGED_EVENTS, self.states.forget)
             most = max(1, min(_REQUESTS, int(self.states.batch_events / self._mean_events)))
-            arrivals = [arrival for arrival in reader.take(most) if arrival.partition in self.group.held]
-            if not arrivals:
+            if not (arrivals := self.group.take(most)):
                 continue
             try:
                 parts, messages = await self._add(arrivals)
             except HazelcastError as error:
                 _log.warning("%s: what a batch needs could not be read, trying again: %s", self.name, error)
                 for arrival in arrivals:
-                    if reader.is_current(arrival.cursor):
+                    if arrival.cursor.is_current:
                         self.group.put_back(arrival.partition)
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
@@ -199,7 +195,7 @@ class WindowStage:
             seen = sum(len(asked.keys) for asked in requests) / len(requests)
             self._mean_events = max(seen, (self._mean_events + seen) / 2, 1.0)
         # Before the look: answers that are just being written need none, and come.
-        settled = {partition for partition in parts if self.group.offsets.settled(partition)}
+        settled = {partition for partition in parts if self.group.settled(partition)}
         stands = await self._standing(parts.values())
         wanted = [(part.cursor, self._keys_of(part)) for part in parts.values()]
         states = await self.states.fetch(wanted)
@@ -353,28 +349,20 @@ class WindowStage:
     # ------------------------------------------------------------------ writing
 
     def _write(self, parts: list[_Part], messages: dict[int, _Message]) -> None:
-        group, now = self.group, self._grid.clock()
-        for part in parts:
-            if group.reader.is_current(part.cursor) and not group.leases.may_write(part.partition, now):
-                group.drop(part.partition)
         # One that was given back meanwhile holds up no other, and answers nothing.
-        held = {
-            part.partition: part
-            for part in parts
-            if part.partition in group.held and group.reader.is_current(part.cursor)
-        }
+        held = {part.partition: part for part in self.group.ours(parts)}
         puts: dict[int, asyncio.Future[None]] = {}
         for partition, message in messages.items():
             if givers := message.keys() & held.keys():
                 keys = [key for giver in givers for key in message[giver][0]]
                 texts = [text for giver in givers for text in message[giver][1]]
-                until = min(map(group.leases.until, givers))
+                until = min(held[giver].cursor.until for giver in givers)
                 puts[partition] = self._answers.put_partition(partition, keys, texts, until=until)
                 puts[partition].add_done_callback(_heard)
         answered = asyncio.ensure_future(asyncio.wait(puts.values())) if puts else None
         for part in held.values():
             write = Write(part.partition, part.next, part.events, part.lost, part.at)
-            group.offsets.sent(write)
+            self.group.sent(write)
             task = asyncio.get_running_loop().create_task(
                 self._settle(write, part, [puts[p] for p in part.answers], answered, self._writing.get(part.partition))
             )
@@ -403,19 +391,17 @@ class WindowStage:
                 await asyncio.wait(others)
             for put in answers:
                 put.result()
-            if part.states and group.offsets.awaits(write):
-                until = group.leases.until(part.partition)
+            if part.states and write.counts:
                 keys, texts = list(part.states), list(part.states.values())
-                await self._states.put_partition(part.partition, keys, texts, until=until)
+                await self._states.put_partition(part.partition, keys, texts, until=part.cursor.until)
         except BaseException as failure:
             error = failure
             if not isinstance(failure, HazelcastError):
                 raise
         finally:
-            if group.offsets.answered(write):
+            if group.answered(write):
                 if error is None:
-                    group.offsets.acknowledge(write)
-                    group.acknowledged(write.partition, write.next)
+                    group.acknowledge(write)
                 else:
                     _log.debug(
                         "%s: a write of partition %d failed, it is read again: %s", self.name, part.partition, error

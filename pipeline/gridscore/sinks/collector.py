@@ -14,7 +14,7 @@ from gridscore.grid.cutting import STRING
 from gridscore.sinks.base import Delivered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from gridscore.grid import Grid
     from gridscore.group.reader import Arrival, Cursor
@@ -88,13 +88,11 @@ class Collector:
 
     Args:
         only: Deliver only results with these values.
-        is_current: Whether what a cursor has read may still be delivered.
     """
 
-    def __init__(self, grid: Grid, only: Mapping[str, str], is_current: Callable[[Cursor], bool]) -> None:
+    def __init__(self, grid: Grid, only: Mapping[str, str]) -> None:
         self._client = grid.client
         self._only = list(only.items())
-        self._is_current = is_current
         self._pages: deque[Arrival] = deque()
         self._begun = 0  # entries of the first page that were in earlier deliveries
         self._entries = 0
@@ -125,7 +123,7 @@ class Collector:
             page, begin = arrival.page, self._begun
             size = len(page.keys)
             end = min(size, begin + most - count)
-            if self._is_current(arrival.cursor):
+            if arrival.cursor.is_current:
                 part = parts.get(arrival.partition)
                 if part is None or part.cursor is not arrival.cursor:
                     part = parts[arrival.partition] = Part(arrival.cursor, arrival.at)

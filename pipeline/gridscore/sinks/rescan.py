@@ -48,20 +48,20 @@ class DeliverAgain:
         Raises:
             NotNowError: It is no longer ours.
         """
-        reader = self._group.reader
-        cursor = reader.cursor(partition)
+        group = self._group
+        cursor = group.cursor(partition)
         if cursor is None:
             raise NotNowError
         put, before = 0, self._delivered[cursor]
         # A result that is written meanwhile has its own turn; what was found under its key must not follow it.
-        with reader.note_keys(partition) as arrived:
+        with group.note_keys(partition) as arrived:
             _, newest = await self._journal.bounds(partition)
             async with aclosing(walk(self._grid, self._map_name, partition, _PAGE)) as pages:
                 async for entries in pages:
                     found = [Event(*entry) for entry in entries if entry[0] not in arrived]
                     if not found:
                         continue
-                    if reader.cursor(partition) is not cursor or not reader.insert(partition, page_of(found, newest)):
+                    if not cursor.is_current or not group.insert(partition, page_of(found, newest)):
                         raise NotNowError
                     put += 1
                     self._stats.rescued += len(found)
@@ -72,7 +72,7 @@ class DeliverAgain:
     async def _wait(self, cursor: Cursor, pages: int) -> None:
         """Return when this many pages were delivered."""
         while self._delivered[cursor] < pages:
-            if not self._group.reader.is_current(cursor):
+            if not cursor.is_current:
                 del self._delivered[cursor]
                 raise NotNowError
             await asyncio.sleep(_WAIT_SECONDS)

@@ -56,7 +56,7 @@ from gridscore.sinks.rescan import DeliverAgain
 from gridscore.texts import count_text
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from gridscore.grid import Grid
     from gridscore.job.plugs.base import SinkSettings
@@ -118,7 +118,7 @@ class SinkRunner:
         self._membership = Membership(grid, members, self._says, lambda: {subscription.group: self.group})
         self._again = DeliverAgain(grid, settings.results, self.group, self.stats)
         self._rescanner = Rescanner(grid, lambda: self.group.held, subscription.group, self.stats, self._again.rescan)
-        self._collector = Collector(grid, settings.only, self.group.reader.is_current)
+        self._collector = Collector(grid, settings.only)
         limits = Limits(settings.max_dead_letters, settings.max_dead_letter_bytes)
         self._letters = LetterWriter(grid, name, limits, share=lambda: len(self.group.held) / grid.partition_count)
         self._pace = _Pace(lease_seconds)
@@ -153,7 +153,7 @@ class SinkRunner:
             raise
 
     async def _take_part(self) -> None:
-        await self.group.reader.bounds(0)  # fails at once if the map has no journal
+        await self.group.bounds(0)  # fails at once if the map has no journal
         try:
             await self._membership.watch()
             async with asyncio.TaskGroup() as tasks:
@@ -280,16 +280,16 @@ class SinkRunner:
 
     async def _collect(self, most: int, linger: float) -> None:
         """Return when there is something to deliver: `most` results, or what has come within `linger` seconds."""
-        collector, reader, held = self._collector, self.group.reader, self.group.held
+        collector, group = self._collector, self.group
         if collector.is_empty:
             await self._idle()
         elif room := collector.room(most):
-            collector.add([arrival for arrival in reader.take(room) if arrival.partition in held])
+            collector.add(group.take(room))
         try:
             async with asyncio.timeout(linger):
                 while room := collector.room(most):
-                    await reader.wait()
-                    collector.add([arrival for arrival in reader.take(room) if arrival.partition in held])
+                    await group.wait()
+                    collector.add(group.take(room))
                     if not linger:
                         return
         except TimeoutError:
@@ -300,7 +300,7 @@ class SinkRunner:
         while True:
             try:
                 async with asyncio.timeout(self._to_next_look()):
-                    await self.group.reader.wait()
+                    await self.group.wait()
                     return
             except TimeoutError:
                 await self._look()
@@ -326,14 +326,14 @@ class SinkRunner:
 
     async def _deliver(self, parts: dict[int, Part]) -> None:
         """Deliver what is still ours, with as many attempts as it takes."""
-        offsets, pauses, clock = self.group.offsets, self._pauses, self._grid.clock
-        while parts := self._ours(parts):
+        group, pauses, clock = self.group, self._pauses, self._grid.clock
+        while parts := {part.cursor.partition: part for part in group.ours(parts.values())}:
             now, later = self._pace.next(parts)
             writes = [
                 Write(partition, part.next, len(part.results), part.lost, part.at) for partition, part in now.items()
             ]
             for write in writes:
-                offsets.sent(write)
+                group.sent(write)
             done, sent, began, until = False, False, clock(), self._until(now)
             try:
                 sent = await self._bring(now)
@@ -344,13 +344,13 @@ class SinkRunner:
                 failure = error
             finally:
                 for write in writes:
-                    if not offsets.answered(write):
+                    if not group.answered(write):
                         continue  # the partition was dropped meanwhile
                     if done:
-                        self.stats.events += offsets.acknowledge(write)
+                        self.stats.events += group.acknowledge(write)
                     else:
                         # Nothing is under way until the next attempt, so the partition can be given back.
-                        offsets.rewind(write.partition)
+                        group.withdraw(write)
             if not done:
                 self._pace.failed(now, left=until - clock())
                 self._tried = clock()
@@ -370,21 +370,10 @@ class SinkRunner:
             # The results that waited may have gone to another process; then nothing else would end the waiting state.
             pauses.over()
 
-    def _ours(self, parts: Mapping[int, Part]) -> dict[int, Part]:
-        """The partitions that may still be delivered; those whose lease has ended are dropped."""
-        group, now = self.group, self._grid.clock()
-        current = {partition: part for partition, part in parts.items() if group.reader.is_current(part.cursor)}
-        ended = [partition for partition in current if not group.leases.may_write(partition, now)]
-        if ended:
-            _log.warning("%s: the leases of %d partitions have run out", self.name, len(ended))
-        for partition in ended:
-            group.drop(partition)
-            del current[partition]
-        return current
-
-    def _until(self, parts: Iterable[int]) -> float:
+    @staticmethod
+    def _until(parts: Mapping[int, Part]) -> float:
         """When the first of the leases ends, unless it is renewed."""
-        return min(map(self.group.leases.until, parts))
+        return min(part.cursor.until for part in parts.values())
 
     async def _bring(self, parts: Mapping[int, Part]) -> bool:
         """Deliver once, and set aside what is not a result, or is refused; whether anything was sent."""
