@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from benchmarks.crew import suspended
 from benchmarks.ground import ground
 from benchmarks.outcome import Growth, Status
 from benchmarks.systems.gridscore import Gridscore
@@ -21,7 +22,6 @@ from benchmarks.throughput import worked_off
 from benchmarks.work import WORKS
 from gridscore.errors import GridscoreError
 from gridscore.grid.template import load_template
-from gridscore.proving.bench.crew import suspended
 from gridscore.proving.bench.meter import resident_bytes
 from gridscore.proving.bench.rounds import put_events
 

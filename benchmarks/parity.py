@@ -26,6 +26,7 @@ import typer
 import yaml
 from hazelcast.errors import HazelcastError
 
+from benchmarks.crew import Crew
 from gridscore.cli.output import errors, print_json, print_table, run
 from gridscore.client.client import Client
 from gridscore.client.producer import Producer
@@ -36,7 +37,6 @@ from gridscore.grid import GridSettings, connect
 from gridscore.grid.member import Cluster
 from gridscore.grid.writer import MapWriter
 from gridscore.job import load_job
-from gridscore.proving.bench.crew import Crew
 from gridscore.proving.demo.dataset import load_flights
 from gridscore.proving.demo.training import example_folder, lookups_for
 

@@ -27,6 +27,7 @@ import numpy as np
 import typer
 import xgboost as xgb
 
+from benchmarks.crew import Crew
 from benchmarks.features import Work as ByHand
 from benchmarks.work import WORKS
 from gridscore.cli.output import errors, print_json, print_table, run
@@ -38,7 +39,6 @@ from gridscore.grid.member import Cluster
 from gridscore.job import parse_job
 from gridscore.models.sample import Sample
 from gridscore.proving.bench import card
-from gridscore.proving.bench.crew import Crew
 from gridscore.proving.bench.throughput import fill_lookups
 
 if TYPE_CHECKING:

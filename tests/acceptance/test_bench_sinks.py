@@ -1,15 +1,18 @@
-"""`gridscore bench sinks`, with a few results: what it says, not how fast it is."""
+"""`python -m benchmarks.sinks`, with a few results: what it says, not how fast it is."""
 
 import json
 import subprocess
 import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
 
 KINDS = ("nowhere", "files", "files-jsonl", "postgres", "postgres-typed", "webhook", "webhook-batches")
 
 
 def bench(*arguments):
-    command = [sys.executable, "-m", "gridscore.cli", "bench", "sinks", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, "-m", "benchmarks.sinks", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_sinks_are_measured_on_a_cluster_of_its_own():

@@ -1,13 +1,16 @@
-"""`gridscore bench sources`, with a few events: what it says, not how fast it is."""
+"""`python -m benchmarks.sources`, with a few events: what it says, not how fast it is."""
 
 import json
 import subprocess
 import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def bench(*arguments):
-    command = [sys.executable, "-m", "gridscore.cli", "bench", "sources", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, "-m", "benchmarks.sources", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_sources_are_measured_on_a_cluster_of_its_own():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from gridscore.proving.bench.group import Phase, Report, Run
+from benchmarks.group import Phase, Report, Run
 from gridscore.proving.bench.steady import Sights
 
 SIGHTS = Sights(

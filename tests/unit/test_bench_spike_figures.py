@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gridscore.proving.bench import spike
+from benchmarks import spike
 
 
 def test_events_are_due_at_the_rate_and_ten_times_as_often_during_the_spike():

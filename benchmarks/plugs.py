@@ -6,18 +6,30 @@ import asyncio
 import importlib
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import typer
+
+from gridscore.cli.bench import measured
+from gridscore.cli.bench_job import print_figures
+from gridscore.cli.output import console, print_json, say
 from gridscore.errors import GridscoreError
+from gridscore.texts import count_text
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from rich.status import Status
+
+    from gridscore.grid import Grid
+    from gridscore.grid.member import Cluster
     from gridscore.proving.bench.rounds import Run
 
 _Server = TypeVar("_Server")
+
+Kinds = Annotated[list[str] | None, typer.Argument(metavar="[KIND]...", help="Only these; else all.")]
 
 STALLED_SECONDS = 60.0
 _LOOK_SECONDS = 0.005
@@ -127,3 +139,54 @@ def need(module: str, extra: str) -> None:
     """
     if find_spec(module) is None:
         raise UnavailableError(f"It needs the extra `{extra}`.", f"pip install 'gridscore[{extra}]'")
+
+
+def report_on(
+    measure: Callable[..., Coroutine[Any, Any, dict[str, Any]]],
+    how: dict[str, Any],
+    *,
+    members: int,
+    heap: str,
+    as_json: bool,
+    side: str,
+    unit: str,
+) -> None:
+    """Measure kinds on a cluster of its own, and print what was found.
+
+    Args:
+        measure: Measures `how["kinds"]`.
+        how: Its arguments.
+        members: Of the cluster.
+        heap: Of each member.
+        as_json: Print JSON.
+        side: `source` or `sink`.
+        unit: What they pass on.
+    """
+
+    def work(grid: Grid, cluster: Cluster, folder: Path, status: Status) -> Coroutine[Any, Any, dict[str, Any]]:
+        return measure(grid, cluster.pids, folder, **how, progress=status.update)
+
+    report = measured(members, heap, work)
+    if as_json:
+        print_json(report)
+        return
+    found = report[f"{side}s"]
+    where = f"{count_text(report['members'], 'member')}, one {side} process"
+    console.print(
+        f"\n[bold]{report[f'{unit}s']:,} {unit}s, {report['rounds']} rounds, {where}; medians (lowest to highest)[/]\n"
+    )
+    print_figures(found, [(kind, kind) for kind in found], unit)
+    for kind, why in report["unavailable"].items():
+        say(f"{kind}: not measured. {why}", to=console)
+
+
+def chosen(kinds: Collection[str] | None, known: Collection[str]) -> list[str]:
+    """The kinds that were asked for, each once; all, if none was.
+
+    Raises:
+        typer.BadParameter: One is not known.
+    """
+    for kind in kinds or ():
+        if kind not in known:
+            raise typer.BadParameter(f"`{kind}` is not measured. There are: {', '.join(known)}.")
+    return list(dict.fromkeys(kinds or known))

@@ -16,7 +16,7 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gridscore.proving.bench.spike import Spike
+    from benchmarks.spike import Spike
 
 _STYLE = {
     "axes.spines.top": False,

@@ -1,4 +1,4 @@
-"""How fast one process of each kind of source puts events into the grid; and the same from memory, as the limit.
+"""`python -m benchmarks.sources`: how fast one process of each kind of source is; and from memory, as the limit.
 
 A kind is measured with a load: a server or a file that has the events, and a source that reads them. A loader is
 
@@ -18,12 +18,16 @@ import asyncio
 import contextlib
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from benchmarks.plugs import Kinds, chosen, measure_in_turn, report_on, until
+from gridscore.cli.bench import Heap, MemberCount, Rounds  # noqa: TC001 -- typer reads the annotations
+from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
 from gridscore.errors import GridscoreError
 from gridscore.leash import LeashedProcess
 from gridscore.proving.bench.meter import Meter
-from gridscore.proving.bench.plugs import measure_in_turn, until
 from gridscore.proving.bench.rounds import Run, destroy, figures
 from gridscore.sources.runner import SourceRunner, runner_of
 
@@ -36,12 +40,12 @@ if TYPE_CHECKING:
     from gridscore.sources.base import Source
 
 LOADERS = {
-    "memory": "gridscore.proving.bench.source_loads:memory",
-    "logfile": "gridscore.proving.bench.source_loads:logfile",
-    "http": "gridscore.proving.bench.source_loads:http",
-    "kafka": "gridscore.proving.bench.source_loads:kafka",
-    "mqtt": "gridscore.proving.bench.source_loads:mqtt",
-    "postgres": "gridscore.proving.bench.source_loads:postgres",
+    "memory": "benchmarks.source_loads:memory",
+    "logfile": "benchmarks.source_loads:logfile",
+    "http": "benchmarks.source_loads:http",
+    "kafka": "benchmarks.source_loads:kafka",
+    "mqtt": "benchmarks.source_loads:mqtt",
+    "postgres": "benchmarks.source_loads:postgres",
 }
 
 
@@ -140,3 +144,27 @@ async def _run(grid: Grid, pids: Sequence[int], load: Load, to: str, events: int
     if stats.poison:
         raise GridscoreError(f"{stats.poison:,} of {events:,} went to the dead letters: nothing was measured.")
     return run
+
+
+def main(
+    kinds: Kinds = None,
+    *,
+    events: Annotated[int, typer.Option(min=1_000, max=900_000, help="Events to put.")] = 200_000,
+    rounds: Rounds = 3,
+    members: MemberCount = 1,
+    heap: Heap = "2g",
+    as_json: Json = False,
+) -> None:
+    """Measure sources: events per second into the grid from one process, and its CPU per event.
+
+    Starts members, servers and files of its own and ends them. Kinds whose server cannot be had are left out, and said.
+    `memory` is a source that costs nothing: the limit of all others.
+
+    Example: python -m benchmarks.sources logfile --events 200000
+    """
+    how = {"kinds": chosen(kinds, LOADERS), "events": events, "rounds": rounds}
+    report_on(measure, how, members=members, heap=heap, as_json=as_json, side="source", unit="event")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from benchmarks.plugs import UnavailableError, need, server
+from benchmarks.sources import Load
 from gridscore.errors import MemberError
 from gridscore.grid.ports import choose_ports
 from gridscore.proving.bench import card
-from gridscore.proving.bench.plugs import UnavailableError, need, server
-from gridscore.proving.bench.sources import Load
 from gridscore.sources.base import Batch
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ async def http(folder: Path, events: int, to: str) -> AsyncIterator[Load]:  # no
     (port,) = choose_ports(1, 0)
     settings = HttpSourceSettings(to=to, port=port, key=("id",))
     arguments = [f"127.0.0.1:{port}", f"/events/{to}", str(events)]
-    yield Load(settings, feed=("gridscore.proving.bench.http_feed", arguments))
+    yield Load(settings, feed=("benchmarks.http_feed", arguments))
 
 
 @asynccontextmanager
@@ -126,7 +126,7 @@ async def mqtt(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
     async with server(MqttBroker.start, folder, MemberError) as broker:
         port = broker.url.rpartition(":")[2]
         settings = MqttSourceSettings(to=to, broker=broker.url, topic=(f"{TOPIC}/#",), key=("id",))
-        yield Load(settings, feed=("gridscore.proving.bench.mqtt_feed", [port, TOPIC, str(events)]))
+        yield Load(settings, feed=("benchmarks.mqtt_feed", [port, TOPIC, str(events)]))
 
 
 @asynccontextmanager

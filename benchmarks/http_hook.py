@@ -1,4 +1,4 @@
-"""A web server that takes everything, in its own process: `python -m gridscore.proving.bench.http_hook HOST PORT`."""
+"""A web server that takes everything, in its own process: `python -m benchmarks.http_hook HOST PORT`."""
 
 from __future__ import annotations
 

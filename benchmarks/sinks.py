@@ -1,4 +1,4 @@
-"""How fast one process of each kind of sink delivers results; and the same to nowhere, as the limit.
+"""`python -m benchmarks.sinks`: how fast one process of each kind of sink delivers; and to nowhere, as the limit.
 
 The result map is filled before, as a worker fills it, and every sink begins at its oldest result. A kind is measured
 with a load: a server or a folder, and a sink that delivers there. A loader is
@@ -20,13 +20,16 @@ import random
 import secrets
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+import typer
 
+from benchmarks.plugs import Kinds, chosen, measure_in_turn, report_on, until
+from gridscore.cli.bench import Heap, MemberCount, Rounds  # noqa: TC001 -- typer reads the annotations
+from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
 from gridscore.errors import GridscoreError
 from gridscore.proving.bench.meter import Meter
-from gridscore.proving.bench.plugs import measure_in_turn, until
 from gridscore.proving.bench.rounds import Run, destroy, figures, put_events
 from gridscore.sinks.runner import SinkRunner, runner_of
 
@@ -39,15 +42,15 @@ if TYPE_CHECKING:
     from gridscore.sinks.base import Sink
 
 LOADERS = {
-    "nowhere": "gridscore.proving.bench.sink_loads:nowhere",
-    "postgres": "gridscore.proving.bench.sink_loads:postgres",
-    "postgres-typed": "gridscore.proving.bench.sink_loads:postgres_typed",
-    "kafka": "gridscore.proving.bench.sink_loads:kafka",
-    "kafka-transactions": "gridscore.proving.bench.sink_loads:kafka_transactions",
-    "files": "gridscore.proving.bench.sink_loads:files",
-    "files-jsonl": "gridscore.proving.bench.sink_loads:files_jsonl",
-    "webhook": "gridscore.proving.bench.sink_loads:webhook",
-    "webhook-batches": "gridscore.proving.bench.sink_loads:webhook_batches",
+    "nowhere": "benchmarks.sink_loads:nowhere",
+    "postgres": "benchmarks.sink_loads:postgres",
+    "postgres-typed": "benchmarks.sink_loads:postgres_typed",
+    "kafka": "benchmarks.sink_loads:kafka",
+    "kafka-transactions": "benchmarks.sink_loads:kafka_transactions",
+    "files": "benchmarks.sink_loads:files",
+    "files-jsonl": "benchmarks.sink_loads:files_jsonl",
+    "webhook": "benchmarks.sink_loads:webhook",
+    "webhook-batches": "benchmarks.sink_loads:webhook_batches",
 }
 
 
@@ -123,7 +126,7 @@ async def measure(
 
 def _results(count: int) -> Iterator[tuple[str, bytes]]:
     """Keys and JSON texts of about 180 bytes, as a job writes them whose results include two fields of the event."""
-    draw = random.Random(6)  # noqa: S311 -- the same data in every run
+    draw = random.Random(6)
     encode, now = msgspec.json.encode, time.time_ns() // 1_000_000
     for number in range(count):
         score = draw.random()
@@ -171,3 +174,27 @@ async def _run(grid: Grid, pids: Sequence[int], load: Load, count: int) -> Run:
     if stats.dead or stats.lost:
         raise GridscoreError(f"{stats.dead:,} dead letters, {stats.lost:,} lost: nothing was measured.")
     return run
+
+
+def main(
+    kinds: Kinds = None,
+    *,
+    results: Annotated[int, typer.Option(min=1_000, max=900_000, help="Results to deliver.")] = 200_000,
+    rounds: Rounds = 3,
+    members: MemberCount = 1,
+    heap: Heap = "2g",
+    as_json: Json = False,
+) -> None:
+    """Measure sinks: results per second from a result map by one process, and its CPU per result.
+
+    Starts members, servers and files of its own and ends them. Kinds whose server cannot be had are left out, and said.
+    `nowhere` is a sink that costs nothing: the limit of all others. `webhook` posts one by one, and 20,000 at most.
+
+    Example: python -m benchmarks.sinks postgres kafka --rounds 5
+    """
+    how = {"kinds": chosen(kinds, LOADERS), "count": results, "rounds": rounds}
+    report_on(measure, how, members=members, heap=heap, as_json=as_json, side="sink", unit="result")
+
+
+if __name__ == "__main__":
+    typer.run(main)

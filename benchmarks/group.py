@@ -1,4 +1,4 @@
-"""What a worker group costs: throughput of one and of two workers, an idle job, coordination, and a rebalance.
+"""`python -m benchmarks.group`: throughput of one and of two workers, an idle job, coordination, and a rebalance.
 
 Workers are processes as the command starts them; everything is measured from outside. The four parts:
 
@@ -25,11 +25,16 @@ import asyncio
 import statistics
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import psutil
+import typer
 
+from benchmarks.crew import Crew
+from gridscore.cli.bench import Heap, MemberCount, Rounds, measured
+from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
+from gridscore.cli.output import console, print_json, print_table
 from gridscore.errors import GridscoreError
 from gridscore.grid import transport
 from gridscore.grid.writer import MapWriter
@@ -39,7 +44,6 @@ from gridscore.group.offsets import Offsets
 from gridscore.job import Jobs
 from gridscore.models import Registry
 from gridscore.proving.bench import card
-from gridscore.proving.bench.crew import Crew
 from gridscore.proving.bench.meter import Meter
 from gridscore.proving.bench.steady import SteadyLoad
 from gridscore.proving.bench.throughput import fill, matrix_of
@@ -50,8 +54,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from rich.status import Status
 
     from gridscore.grid import Grid
+    from gridscore.grid.member import Cluster
     from gridscore.group.lease_records import LeaseRecord
     from gridscore.job import Job
     from gridscore.proving.bench.steady import Sights
@@ -450,3 +456,85 @@ class _Bench:
     def _phase(self, name: str, sights: Sights, partitions: list[int], began: float, ended: float) -> None:
         gaps = sights.longest(partitions, began, ended)
         self.report.phases.setdefault(name, []).append(Phase(ended - began, gaps))
+
+
+def main(
+    *,
+    events: Annotated[int, typer.Option("--events", min=1_000, max=900_000, help="Events of a backlog.")] = 300_000,
+    rounds: Rounds = 3,
+    rate: Annotated[
+        float, typer.Option("--rate", min=10, max=50_000, help="Events per second while workers join and leave.")
+    ] = 2_000,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1, max=600, help="How long idle workers are watched.")
+    ] = 10,
+    members: MemberCount = 1,
+    heap: Heap = "2g",
+    as_json: Json = False,
+) -> None:
+    """Measure what a worker group costs: one worker and two, an idle job, coordination, and workers that come and go.
+
+    Starts members and worker processes of its own and ends them. The work is that of `gridscore bench`.
+
+    Example: python -m benchmarks.group --rounds 3
+    """
+
+    async def work(grid: Grid, cluster: Cluster, folder: Path, status: Status) -> dict[str, Any]:
+        how: dict[str, Any] = {"events": events, "rounds": rounds, "rate": rate, "seconds": seconds}
+        return (await measure(grid, cluster.pids, folder, **how, progress=status.update)).to_json()
+
+    report = measured(members, heap, work)
+    if as_json:
+        print_json(report)
+    else:
+        _print_group(report)
+
+
+def _print_group(report: dict[str, Any]) -> None:
+    def text(figures: dict[str, float] | None, form: str = ",.1f") -> str:
+        if figures is None:
+            return "-"
+        low, high = (format(figures[name], form) for name in ("min", "max"))
+        return f"{figures['median']:{form}} ({low} to {high})"
+
+    console.print(
+        f"\n[bold]{report['partitions']} partitions, {report['events']:,} events, rounds: {report['rounds']}, members:"
+        f" {report['members']}, cores: {report['cores']}; medians (lowest to highest)[/]\n"
+        f"Cores that others used meanwhile: {text(report['cores_used_by_others'], '.2f')}\n"
+    )
+    rows = [
+        (
+            workers,
+            text(figures["events_per_s"], ",.0f"),
+            text(figures["worker_cpu_us_per_event"]),
+            text(figures["member_cpu_us_per_event"]),
+            text(report["idle_percent_of_a_core"][workers], ".2f"),
+        )
+        for workers, figures in report["throughput"].items()
+    ]
+    columns = ("WORKERS", "EVENTS/S", "WORKERS' CPU µs/EVENT", "MEMBERS' CPU µs/EVENT", "IDLE, % OF A CORE EACH")
+    print_table(columns, rows, empty="")
+    coordination, rebalance = report["coordination"], report["rebalance"]
+    console.print(
+        f"\ntwo workers / one: [bold]{text(report['throughput_ratio'], '.2f')}[/] in events/s,"
+        f" {text(report['cpu_per_event_ratio'], '.2f')} in CPU per event, members included\n"
+        f"coordination: [bold]{coordination['percent']:.2f} %[/] of a busy worker's CPU,"
+        f" {coordination['percent_of_a_core']:.2f} % of a core; a commit round of {report['partitions']} partitions"
+        f" takes {text(coordination['commit_round_ms'], '.2f')} ms of CPU\n\n"
+        f"[bold]A worker joins and leaves, at {rebalance['events_per_s']:,.0f} events/s: the longest time from due to"
+        " listener in each partition[/]\n"
+    )
+    rows = [
+        (name, text(phase["seconds"]), *(text(phase[which]) for which in ("p50_ms", "p99_ms", "max_ms")))
+        for name, phase in rebalance["phases"].items()
+    ]
+    print_table(("", "SECONDS", "P50 ms", "P99 ms", "MAX ms"), rows, empty="")
+    console.print(
+        f"\npartitions moved: {text(rebalance['moved'], '.0f')}, not moved: {text(rebalance['not_moved'], '.0f')};"
+        f" of these with another epoch: [bold]{rebalance['not_moved_epoch_changed']}[/];"
+        f" results seen twice: [bold]{rebalance['results_repeated']}[/]"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -140,7 +140,7 @@ async def suspended(pids: Sequence[int], folder: Path) -> AsyncIterator[Callable
         for process in processes:
             process.resume()
 
-    with LeashedProcess("gridscore.proving.bench.pause", list(map(str, pids)), folder / "pause.log") as pause:
+    with LeashedProcess("benchmarks.pause", list(map(str, pids)), folder / "pause.log") as pause:
         deadline = time.monotonic() + _WAIT_SECONDS
         while any(process.status() != psutil.STATUS_STOPPED for process in processes):
             if pause.exit_code is not None or time.monotonic() > deadline:

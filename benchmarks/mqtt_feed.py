@@ -1,4 +1,4 @@
-"""Publishes events with QoS 1, in its own process: `python -m gridscore.proving.bench.mqtt_feed PORT TOPIC COUNT`."""
+"""Publishes events with QoS 1, in its own process: `python -m benchmarks.mqtt_feed PORT TOPIC COUNT`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A spike: ten times the sustained rate for some seconds, absorbed by the journal, worked off, back to normal.
+"""`python -m benchmarks.spike`: ten times the sustained rate for some seconds, worked off, back to normal.
 
 Events are put at a schedule, whatever comes back: latency is counted from when an event was *due*, not from when it
 could be put, so that a producer that falls behind hides nothing. Producer and listener share this process and its
@@ -12,16 +12,22 @@ import asyncio
 import time
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path  # noqa: TC003 -- typer reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import typer
 from hazelcast.predicate import like
 
+from gridscore.cli.bench import Heap, MemberCount, measured
+from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
+from gridscore.cli.output import console, print_json, print_table
 from gridscore.client.producer import Producer
 from gridscore.errors import GridscoreError
 from gridscore.grid import transport
 from gridscore.group.lease_records import read_records
 from gridscore.job import Jobs
+from gridscore.leash import LeashedProcess
 from gridscore.models import Registry
 from gridscore.proving.bench import card
 from gridscore.proving.bench.throughput import fill_lookups
@@ -30,8 +36,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+    from rich.status import Status
 
     from gridscore.grid import Grid
+    from gridscore.grid.member import Cluster
     from gridscore.job import Job
 
 FACTOR = 10
@@ -44,6 +52,7 @@ STAY_SECONDS = 3.0
 """How long things must be well before they count as well again."""
 
 _TICK_SECONDS = 0.01
+_BAR = 30
 _START_SECONDS = 60.0
 _STALLED_SECONDS = 60.0
 _WINDOW = 10
@@ -320,3 +329,84 @@ def _well_after(times: NDArray[np.float64], well: NDArray[np.bool_], since: floa
         if well[position : position + stay].all():
             return max(0.0, float(times[position] - since))
     return None
+
+
+def main(
+    *,
+    rate: Annotated[
+        float, typer.Option("--rate", min=10, max=50_000, help="Sustained events per second; the spike is ten times.")
+    ] = 3_000,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, max=60, help="How long the spike lasts.")] = 10,
+    after: Annotated[float, typer.Option("--after", min=5, max=600, help="How long the rate goes on after it.")] = 30,
+    members: MemberCount = 1,
+    heap: Heap = "2g",
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="Draw the curve into this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put ten times the sustained rate for some seconds, and see what becomes of lag and latency.
+
+    Starts members and a worker process of its own and ends them. The work is that of `gridscore bench`. Latency is from
+    when an event was due to the listener that sees its result.
+
+    Example: python -m benchmarks.spike --rate 3000
+    """
+
+    async def work(grid: Grid, cluster: Cluster, folder: Path, status: Status) -> Spike:
+        arguments = ["worker", "--cluster-name", cluster.cluster_name]
+        for address in cluster.addresses:
+            arguments += ["--members", address]
+        job = await prepare(grid)
+        with LeashedProcess("gridscore.cli", arguments, folder / "worker.log") as worker:
+
+            def alive() -> None:
+                if worker.exit_code is not None:
+                    raise GridscoreError(f"The worker ended. Its last lines:\n{worker.last_lines()}")
+
+            return await measure(
+                grid, job, rate=rate, seconds=seconds, after=after, alive=alive, progress=status.update
+            )
+
+    if plot is not None:
+        from benchmarks import spike_plot
+    report = measured(members, heap, work)
+    if plot is not None:
+        spike_plot.save(plot, report)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        _print_spike(report)
+
+
+def _print_spike(report: Spike) -> None:
+    console.print(
+        f"\n[bold]{report.rate:,.0f} events/s, {report.peak:,.0f}/s from {report.began:.0f} s to {report.ended:.0f} s"
+        "[/]; latency from due to listener\n"
+    )
+    rows, step = [], round(1 / float(report.times[0]))
+    for end in range(step, len(report.times) + 1, step):
+        second = slice(end - step, end)
+        lag = float(report.lag[second].max())
+        bar = "█" * round(_BAR * lag / max(1, report.max_lag)) or ("▏" if lag else "")
+        p50, p99 = (None if np.isnan(values[end - 1]) else values[end - 1] for values in (report.p50, report.p99))
+        rows.append((f"{report.times[end - 1]:.0f}", int(report.put[second].mean()), p50, p99, int(lag), bar))
+    print_table(("SECOND", "PUT/S", "P50 ms", "P99 ms", "LAG", ""), rows, empty="")
+
+    def after(seconds: float | None) -> str:
+        return "not within the time measured" if seconds is None else f"{seconds:.1f} s after the spike"
+
+    rate = f", at {report.drain_rate:,.0f} events/s" if report.drain_rate is not None else ""
+    ring = f"{report.max_lag / report.capacity:.0%} of the journal's {report.capacity:,}" if report.capacity else ""
+    for name, value in (
+        ("put in the spike", f"{report.put_peak:,.0f} events/s"),
+        ("largest lag", f"{report.max_lag:,} events, {ring}"),
+        ("worked off", after(report.worked_off) + rate),
+        ("p99 before", f"{report.normal_p99:.1f} ms, at worst {report.worst_p99:.1f} ms"),
+        ("p99 no worse than that", after(report.back_to_normal)),
+        ("producer waited", f"{report.waited:.1f} s"),
+        ("events without a result", f"{report.lost:,}"),
+    ):
+        console.print(f"{name:>26}  [bold]{value}[/]")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -9,13 +9,13 @@ import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from benchmarks.plugs import UnavailableError, need, server
+from benchmarks.sinks import Load
+from benchmarks.source_loads import TOPIC, create_topic
 from gridscore.errors import MemberError
 from gridscore.grid.ports import HOST, choose_ports, is_free
 from gridscore.job.plugs.base import SinkSettings
 from gridscore.leash import LeashedProcess
-from gridscore.proving.bench.plugs import UnavailableError, need, server
-from gridscore.proving.bench.sinks import Load
-from gridscore.proving.bench.source_loads import TOPIC, create_topic
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -125,7 +125,7 @@ async def webhook(folder: Path, count: int, results: str, batch: int = 1) -> Asy
     before = os.environ.get(_SECRET)
     os.environ[_SECRET] = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
     try:
-        with LeashedProcess("gridscore.proving.bench.http_hook", [HOST, str(port)], folder / "hook.log") as hook:
+        with LeashedProcess("benchmarks.http_hook", [HOST, str(port)], folder / "hook.log") as hook:
             await _listening(hook, port)
             settings = WebhookSinkSettings(
                 results=results,
