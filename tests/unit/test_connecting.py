@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from hazelcast.config import Config
 
-from gridscore.client import client as module
-from gridscore.client.client import Connection
+from gridscore.client import connection as module
+from gridscore.client.connection import Connection
 from gridscore.errors import ConnectionFailedError, UsageError
 from gridscore.grid import GridSettings, connect, transport
 from gridscore.testing import StubCluster

@@ -39,9 +39,9 @@ from gridscore.models.metrics import psi
 from gridscore.operations.status import Observer
 from gridscore.operations.wipe import remnants, wipe
 from gridscore.scoring import results
-from gridscore.scoring.scorer import ActiveModel, Scorer
+from gridscore.scoring.scorer import Scorer
 from gridscore.scoring.stats import JobStats
-from gridscore.scoring.trial import Trial, key_of
+from gridscore.scoring.trial import ActiveModel, Trial, key_of
 from gridscore.testing import StubCluster
 
 

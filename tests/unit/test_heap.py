@@ -7,7 +7,7 @@ import pytest
 
 from gridscore.cli.status import _show_members
 from gridscore.errors import GridError
-from gridscore.grid.heap import MemberHeap, look_at_heaps
+from gridscore.grid.heap import MemberHeap, heaps_of, look_at_heaps
 from gridscore.grid.metrics import heap_of
 from gridscore.operations.flow import _examine_heaps
 from gridscore.operations.health import Level
@@ -92,7 +92,7 @@ async def test_processes_that_know_nothing_of_each_other_do_not_overrun_a_heap(c
     async with StubCluster(4) as cluster:
         (member,) = cluster.members
         kept, dirt, collections = most // 10, 0, 1
-        watches = [(await cluster.client()).grid.heaps for _ in range(count)]
+        watches = [heaps_of((await cluster.client()).grid) for _ in range(count)]
         member.measure(kept, most)
         for watch in watches:
             await watch.start()

@@ -9,6 +9,7 @@ import pytest
 from http_listening import EVENTS, client, connected, listening
 
 from gridscore.client.producer import Producer
+from gridscore.grid.heap import heaps_of
 from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.job import Jobs, parse_job
 from gridscore.sources import runner
@@ -141,7 +142,7 @@ async def test_a_member_that_is_nearly_out_of_heap_is_named_until_it_has_room():
             assert (await posted(http, EVENTS, "first")).status_code == 202
             member.measure(95 << 20, 100 << 20, collections=2)
             async with asyncio.timeout(10):
-                while not source.runner._grid.heaps.stops:
+                while not heaps_of(source.runner._grid).stops:
                     await asyncio.sleep(0.01)
             refused = await posted(http, EVENTS, "a")
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")

@@ -12,7 +12,7 @@ from gridscore.client import producer_queue
 from gridscore.errors import BackPressureError
 from gridscore.grid import transport
 from gridscore.grid.capacity import Capacity, Source
-from gridscore.grid.heap import look_at_heaps
+from gridscore.grid.heap import heaps_of, look_at_heaps
 from gridscore.grid.writer import partition_of
 from gridscore.group import group as group_module
 from gridscore.job import parse_job
@@ -68,7 +68,7 @@ async def filled(cluster, client):
     member.measure(HEAP // 2, HEAP)
     await client.put_events("lookups.x", {"first": SMALL})
     member.measure(HEAP * 95 // 100, HEAP, collections=2)
-    await until(lambda: client.grid.heaps.stops)
+    await until(lambda: heaps_of(client.grid).stops)
     return member
 
 
@@ -175,7 +175,7 @@ async def test_garbage_that_nobody_has_collected_yet_stops_no_producer():
             member.measure(HEAP * used // 100, HEAP)
             async with asyncio.timeout(30):  # a little: a member collects only if somebody needs room
                 assert await producer.put((f"k{used}-{n}", text) for n in range(50)) == 50
-        assert not client.grid.heaps.stops
+        assert not heaps_of(client.grid).stops
         putting = asyncio.create_task(producer.put((f"more{n}", text) for n in range(5_000)))
         await until(lambda: said)
         assert not any(each and each.stops for each in said)
@@ -184,7 +184,7 @@ async def test_garbage_that_nobody_has_collected_yet_stops_no_producer():
             await asyncio.sleep(0.01)
         assert await putting == 5_000
         member.measure(HEAP * 98 // 100, HEAP, collections=2)
-        await until(lambda: client.grid.heaps.has_room)
+        await until(lambda: heaps_of(client.grid).has_room)
         assert await producer.put([("k", text)]) == 1
 
 

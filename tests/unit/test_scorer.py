@@ -15,8 +15,9 @@ from gridscore.models import LoadedModel
 from gridscore.models.candidate import Candidate
 from gridscore.scoring import results
 from gridscore.scoring.rehearsal import Given, Rehearsal, page_of_texts
-from gridscore.scoring.scorer import ActiveModel, Scorer
+from gridscore.scoring.scorer import Scorer
 from gridscore.scoring.stats import JobStats
+from gridscore.scoring.trial import ActiveModel
 from gridscore.scoring.window_states import HistoryStates
 
 JOB = """

@@ -226,7 +226,8 @@ async def working(connection: Connection) -> AsyncIterator[Grid]:
 
 
 async def _tell_of_silence(grid: Grid) -> None:
-    from gridscore.grid.management import SILENT_HINT, silent_members
+    from gridscore.grid.management import silent_members
+    from gridscore.grid.transport import SILENT_HINT
 
     told: list[str] = []
     while True:

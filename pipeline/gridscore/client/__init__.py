@@ -5,17 +5,17 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gridscore.client.client import Client, connect
+    from gridscore.client.client import Client
+    from gridscore.client.connection import connect
 
 __all__ = ["Client", "connect"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from gridscore.client import client
-
-        return getattr(client, name)
+        return getattr(import_module(f"gridscore.client.{'connection' if name == 'connect' else 'client'}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

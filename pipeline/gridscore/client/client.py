@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Sized
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ import msgspec
 
 from gridscore.client.answers import Answers
 from gridscore.client.experiments import ExperimentVerbs
-from gridscore.client.model_verbs import ModelVerbs
 from gridscore.client.notebook import counted
 from gridscore.client.producer import Producer
 from gridscore.client.results import ResultStream, Start
@@ -26,8 +25,6 @@ from gridscore.errors import (
     UsageError,
     first_of,
 )
-from gridscore.grid import GridSettings, or_local_cluster
-from gridscore.grid import connect as connect_grid
 from gridscore.grid.copies import Fetcher
 from gridscore.grid.journal import Journal
 from gridscore.group import rescan
@@ -42,12 +39,10 @@ from gridscore.scoring import Worker, preparation
 from gridscore.scoring.window_states import emptied_by_update
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
-    from types import TracebackType
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     import pandas as pd
 
-    from gridscore.client.blocking import BlockingClient
     from gridscore.client.results import Result
     from gridscore.client.room import Waiting
     from gridscore.grid import Grid
@@ -61,7 +56,7 @@ MAX_AT_ONCE = 1_000
 """Events of a DataFrame that wait for their results at the same time."""
 
 
-class Client(ModelVerbs, ExperimentVerbs):
+class Client(ExperimentVerbs):
     """A connection to a cluster, with the verbs of the command line. Get one from `connect`."""
 
     def __init__(self, grid: Grid) -> None:
@@ -533,74 +528,6 @@ class Client(ModelVerbs, ExperimentVerbs):
             JobError: There is no such job.
         """
         return await self.jobs.cancel(name)
-
-
-class Connection:
-    """A connection to be opened: by `async with` for a `Client`, by `with` or `open` for a `BlockingClient`."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._settings = settings
-        self._opened: Any = None
-
-    async def __aenter__(self) -> Client:
-        self._refuse_to_open_twice()
-        self._opened = opened = _connected(self._settings)
-        try:
-            return await opened.__aenter__()
-        except BaseException:
-            self._opened = None
-            raise
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        opened, self._opened = self._opened, None
-        await opened.__aexit__(kind, error, trace)
-
-    def open(self) -> BlockingClient:
-        """Open it for plain calls; `close` of what this returns ends it. For notebooks, where `with` is in the way."""
-        from gridscore.client.blocking import BlockingClient
-
-        return BlockingClient(_connected(self._settings))
-
-    def __enter__(self) -> BlockingClient:
-        self._refuse_to_open_twice()
-        self._opened = opened = self.open()
-        return opened
-
-    def __exit__(self, *_: object) -> None:
-        opened, self._opened = self._opened, None
-        opened.close()
-
-    def _refuse_to_open_twice(self) -> None:
-        if self._opened is not None:  # it would not be known which one an exit closes
-            raise UsageError("This connection is open already.", "Call `gridscore.connect` for each `with`.")
-
-
-@asynccontextmanager
-async def _connected(settings: Mapping[str, Any]) -> AsyncIterator[Client]:
-    async with await connect_grid(or_local_cluster(GridSettings.load(**settings))) as grid:
-        client = Client(grid)
-        try:
-            yield client
-        finally:
-            client.stop_waiting()
-
-
-def connect(**settings: Any) -> Connection:
-    """A connection to a cluster, opened by `with`, or by `async with` in a coroutine.
-
-    Example: `with connect(members=["host:5701"]) as client: print(client.result("results.flights", "UA 1"))`.
-
-    Args:
-        **settings: Fields of `GridSettings`; what is not given comes from `GRIDSCORE_*`, the settings file, or the
-            cluster that `gridscore up` runs on this machine.
-
-    Raises:
-        ConnectionFailedError: No member answered, or the cluster refused this client; when it is opened.
-        SettingsError: The settings are not valid; when it is opened.
-    """
-    return Connection(settings)
 
 
 def _alive(opening: asyncio.Task[Answers]) -> bool:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from gridscore.client.model_verbs import ModelVerbs
 from gridscore.errors import ExpressionError, GridError, ModelError, UsageError
 from gridscore.grid.map_configs import NewMapConfig, add_map_config
 from gridscore.grid.records import Records
 from gridscore.job.check import compile_keys
-from gridscore.job.file import Window
 from gridscore.job.life import ENDED
+from gridscore.job.parts import Window
 from gridscore.models.experiment import (
     EXPERIMENTS_MAP,
     Experiment,
@@ -31,7 +32,6 @@ from gridscore.texts import moment_text
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from gridscore.client.client import Client
     from gridscore.grid import Grid
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ _WAIT_SECONDS = 10.0
 _GLANCE_SECONDS = 0.2
 
 
-class ExperimentVerbs:
+class ExperimentVerbs(ModelVerbs):
     """The verbs of a `Client` that are about experiments."""
 
     async def start_experiment(
@@ -84,12 +84,11 @@ class ExperimentVerbs:
             ModelError: There is no such version, or it is not for the features of the job.
             UsageError: The job has an experiment already, or there can be none as this.
         """
-        client = cast("Client", self)
         if (bool(steps), split is not None, shadow).count(True) != 1:
             raise UsageError("Say what it is: a canary in steps, a split, or a shadow.", "Give exactly one of them.")
         if every and len(steps) < 2:
             raise UsageError("Only a canary of several steps goes on by itself.", "Give more steps, or no time.")
-        record = await client.jobs.get(job)
+        record = await self.jobs.get(job)
         model, result = record.job.model, record.job.result
         if record.state in ENDED:
             raise UsageError(f"The job `{job}` is {record.state}: nothing is scored for it.", "Submit it first.")
@@ -98,8 +97,8 @@ class ExperimentVerbs:
                 f"Results of `{job}` repeat an event field `variant`, and experiments call so who made a result.",
                 "Give the field another name in the job file: `kind_of: {type: string, json: variant}`.",
             )
-        version = await client.models.chosen(model, str(challenger))
-        champion = await client.version_of(record.job, record.release)
+        version = await self.models.chosen(model, str(challenger))
+        champion = await self.version_of(record.job, record.release)
         if version.version == champion.version:
             raise UsageError(f"Version {version.version} of the model `{model.name}` is the champion already.")
         check_fit(record.job, version, allow_changed=allow_changed_features)
@@ -134,9 +133,9 @@ class ExperimentVerbs:
             )
         except msgspec.ValidationError as error:
             raise UsageError(f"There can be no such experiment: {error}.", "Shares are percent: 0.01 to 100.") from None
-        client.models.entry("experiment start", why=why)  # refuses a reason that is too long
+        self.models.entry("experiment start", why=why)  # refuses a reason that is too long
         if shadow:
-            await _prepare(client.grid, shadow_map(record.job.results))
+            await _prepare(self.grid, shadow_map(record.job.results))
 
         def change(current: dict[str, Any] | None) -> dict[str, Any]:
             if current is not None and current.get("submitted_at") == record.submitted_at:
@@ -146,8 +145,8 @@ class ExperimentVerbs:
                 )
             return made.to_json()
 
-        await Records(client.grid, EXPERIMENTS_MAP).update(job, change)
-        await client.models.note(model.name, "experiment start", version=version.version, why=why)
+        await Records(self.grid, EXPERIMENTS_MAP).update(job, change)
+        await self.models.note(model.name, "experiment start", version=version.version, why=why)
         return made
 
     async def experiment(self, job: str) -> Standing:
@@ -157,11 +156,10 @@ class ExperimentVerbs:
             JobError: There is no such job.
             UsageError: It has no experiment.
         """
-        client = cast("Client", self)
-        found = await experiment_of(client.grid, await client.jobs.get(job))
+        found = await experiment_of(self.grid, await self.jobs.get(job))
         if found is None:
             raise UsageError(f"The job `{job}` has no experiment.", f"`gridscore experiment start {job}` begins one.")
-        return Standing(found, await counts_of(client.grid, found))
+        return Standing(found, await counts_of(self.grid, found))
 
     async def stop_experiment(self, job: str, *, why: str = "") -> Standing:
         """End an experiment, and remove all of it, what a shadow has scored included; returns how it stood.
@@ -186,8 +184,8 @@ class ExperimentVerbs:
         """
         from gridscore.operations.rollout import rollout
 
-        client, found = cast("Client", self), (await self.experiment(job)).experiment
-        alias = (await client.jobs.get(job)).job.model.alias
+        found = (await self.experiment(job)).experiment
+        alias = (await self.jobs.get(job)).job.model.alias
         if found.state == "ended":
             raise UsageError(
                 f"The experiment has ended: {found.why}",
@@ -199,20 +197,19 @@ class ExperimentVerbs:
                 f"Name version {found.version} in the job file, submit it with --update, and stop the experiment.",
             )
         allowed = {"allow_changed_features": allow_changed_features, "why": why, "override": override}
-        await client.promote_model(found.model, found.version, alias, **allowed)  # type: ignore[arg-type]
+        await self.promote_model(found.model, found.version, alias, **allowed)  # type: ignore[arg-type]
 
         async def is_live() -> bool:
-            return all(worker.state == "live" for worker in (await rollout(client.grid, job)).workers)
+            return all(worker.state == "live" for worker in (await rollout(self.grid, job)).workers)
 
-        await _until(client.grid, is_live)  # so that nobody who was the challenger's is the old champion's again
+        await _until(self.grid, is_live)  # so that nobody who was the challenger's is the old champion's again
         return await self._stop(job, why, "experiment promote")
 
     async def _stop(self, job: str, why: str, action: str) -> Standing:
         from gridscore.operations.status import Observer
 
-        client = cast("Client", self)
-        grid, found = client.grid, (await self.experiment(job)).experiment
-        client.models.entry(action, why=why)  # refuses a reason that is too long
+        grid, found = self.grid, (await self.experiment(job)).experiment
+        self.models.entry(action, why=why)  # refuses a reason that is too long
 
         def ended(current: dict[str, Any] | None) -> dict[str, Any]:
             if current is None:
@@ -228,8 +225,8 @@ class ExperimentVerbs:
 
         await _until(grid, is_quiet)
         last = await self.experiment(job)
-        await client.models.note(found.model, action, version=found.version, why=why)
-        await forget(grid, job, (await client.jobs.get(job)).job.results)
+        await self.models.note(found.model, action, version=found.version, why=why)
+        await forget(grid, job, (await self.jobs.get(job)).job.results)
         return last
 
 

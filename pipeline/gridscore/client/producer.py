@@ -37,7 +37,7 @@ from gridscore.client.room import RingReaders, WaitingForJob, WaitingForMemory
 from gridscore.errors import BackPressureError, GridError, GridscoreError
 from gridscore.grid import transport
 from gridscore.grid.capacity import journal_capacity
-from gridscore.grid.heap import SLOW
+from gridscore.grid.heap import SLOW, heaps_of
 from gridscore.grid.writer import MapWriter, partition_of
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Producer:
         self._full: set[PartitionQueue] = set()
         self._held: dict[Receipt, None] = {}  # calls that wait for full partitions, oldest first
         self._wanted = asyncio.Event()  # a look
-        self._heaps = grid.heaps
+        self._heaps = heaps_of(grid)
         self._for_memory: asyncio.Task[None] | None = None  # waits for it
         self._short_of_memory = False  # and was reported
         self._looking: asyncio.Task[None] | None = None

@@ -16,7 +16,7 @@ from gridscore.features import maths
 from gridscore.features.baseline import Baseline  # noqa: TC001 -- msgspec reads the annotations
 from gridscore.job import zones
 from gridscore.job.check import compile_features, compile_keys, compile_margin
-from gridscore.job.expressions import find
+from gridscore.job.nodes import find
 from gridscore.job.syntax import parse
 from gridscore.job.windows import call_of, calls_of
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from gridscore.job import Feature, FieldType, Job, Lookup, Window
-    from gridscore.job.expressions import Node
+    from gridscore.job.nodes import Node
 
 ATTRIBUTE = "gridscore"
 """The attribute of a Booster, and the key in a Parquet file's metadata, that holds an :class:`Attribute`."""

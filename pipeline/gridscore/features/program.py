@@ -16,7 +16,7 @@ from gridscore.features import arrays
 from gridscore.features.lookup_table import LookupHistory
 from gridscore.features.operations import COLUMNAR, ELEMENTWISE, MAX_TEXTS, TextsTooLongError, check_texts
 from gridscore.job.check import compile_decisions, compile_features, compile_keys, compile_margin
-from gridscore.job.expressions import INTEGERS, Node, find
+from gridscore.job.nodes import INTEGERS, Node, find
 from gridscore.job.types import Type
 from gridscore.job.windows import calls_of
 

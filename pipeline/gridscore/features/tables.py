@@ -29,7 +29,7 @@ from gridscore.features.events import reason_of
 from gridscore.features.operations import number_text
 from gridscore.features.times import to_text
 from gridscore.job.check import compile_keys
-from gridscore.job.expressions import INTEGERS
+from gridscore.job.nodes import INTEGERS
 from gridscore.job.types import MAX_FEATURES, Type
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from gridscore.features.cells import CellKind
     from gridscore.job import FieldType, Job
-    from gridscore.job.expressions import Node
+    from gridscore.job.nodes import Node
 
 _EXACT_BITS = {2: 11, 4: 24}
 """Bits of the whole numbers that a float of so many bytes holds with all digits; one of eight has 53."""

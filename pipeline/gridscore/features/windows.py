@@ -20,7 +20,8 @@ from gridscore.features.program import Program
 from gridscore.features.times import END, FIRST, to_text
 from gridscore.features.window_kernel import FUNCTIONS, MAX_OPEN, MOST_BYTES, Kind, head_of
 from gridscore.job.check import compile_features
-from gridscore.job.expressions import Node, Scope, compile_expression
+from gridscore.job.expressions import Scope, compile_expression
+from gridscore.job.nodes import Node
 from gridscore.job.syntax import parse
 from gridscore.job.types import Type
 from gridscore.job.windows import call_of, calls_of, is_windowed

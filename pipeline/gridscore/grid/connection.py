@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from hazelcast.config import Config, ReconnectMode
@@ -15,16 +16,13 @@ from hazelcast.security import BasicTokenProvider
 
 from gridscore.errors import ClusterReplacedError, ConnectionFailedError, GridError, MapNotFoundError
 from gridscore.grid import transport
-from gridscore.grid.heap import HeapWatch
-from gridscore.grid.management import SILENT_HINT
-from gridscore.grid.records import BadRecords
-from gridscore.grid.watches import Watched, Watches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
 
     from hazelcast.asyncio import HazelcastClient
 
+    from gridscore.errors import BadRecord
     from gridscore.grid.settings import GridSettings
 
 _log = logging.getLogger(__name__)
@@ -33,8 +31,94 @@ _T = TypeVar("_T")
 
 DEFAULT_ADDRESS = "127.0.0.1:5701"
 
+_LOGGED = 1_000
+
 SEARCHES = 4
 """How many reads that look for events that were just put may be under way at once."""
+
+
+class BadRecords:
+    """The bad records that one connection met last; each is logged once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, bytes], BadRecord] = {}
+        self._logged: dict[tuple[str, bytes, int], None] = {}
+
+    def all(self) -> list[BadRecord]:
+        """Those that the last read of their map met, by map and key."""
+        return sorted(self._known.values(), key=lambda bad: (bad.map_name, bad.key))
+
+    def note(self, found: Iterable[BadRecord]) -> None:
+        """Add some."""
+        for bad in found:
+            self._known[bad.map_name, bad.key_data] = bad
+            if self.is_new(bad.map_name, bad.key_data, bad.value_data):
+                _log.error("%s. `gridscore repair` repairs or removes it.", bad, extra={"action": "bad_record"})
+
+    def is_new(self, map_name: str, key: bytes, value: bytes) -> bool:
+        """Whether this is the first call for an entry, as far as that is remembered."""
+        place = (map_name, key, hash(value))
+        if place in self._logged:
+            return False
+        while len(self._logged) >= _LOGGED:
+            self._logged.pop(next(iter(self._logged)))
+        self._logged[place] = None
+        return True
+
+    def replace(self, map_name: str, found: Iterable[BadRecord], *, prefix: str = "") -> None:
+        """Note all that a map holds now under keys with that prefix."""
+        for place, bad in list(self._known.items()):
+            if bad.map_name == map_name and bad.key.startswith(prefix):
+                del self._known[place]
+        self.note(found)
+
+
+@dataclass(slots=True, eq=False)
+class _Watch:
+    callbacks: list[Callable[[], None]] = field(default_factory=list)
+    registering: asyncio.Future[Any] | None = None
+
+    def call(self) -> None:
+        for callback in list(self.callbacks):
+            callback()
+
+
+class Watches:
+    """The listeners of one connection, one for each control map, however many want to hear of its changes."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._watches: dict[tuple[str, bool], _Watch] = {}
+        grid.on_reconnect(self._reconnected)
+
+    async def add(self, proxy: Any, callback: Callable[[], None], *, updates: bool) -> Callable[[], Any]:
+        """Call back when an entry has come, gone or, if wanted, changed, and after a reconnect; see `Records.watch`."""
+        place = (proxy.name, updates)
+        watch = self._watches.setdefault(place, _Watch())
+        watch.callbacks.append(callback)
+        if watch.registering is None:
+            watch.registering = asyncio.ensure_future(transport.listen(proxy, watch.call, updates=updates))
+
+        async def stop() -> None:
+            watch.callbacks.remove(callback)
+            if not watch.callbacks and self._watches.get(place) is watch:
+                del self._watches[place]
+                if self._grid.is_running:
+                    await proxy.remove_entry_listener(await registering)
+
+        registering = watch.registering
+        try:
+            await asyncio.shield(registering)
+        except BaseException:
+            if self._watches.get(place) is watch and registering.done():
+                del self._watches[place]
+            watch.callbacks.remove(callback)
+            raise
+        return stop
+
+    def _reconnected(self) -> None:
+        for watch in list(self._watches.values()):
+            watch.call()
 
 
 class Grid:
@@ -56,15 +140,15 @@ class Grid:
         self.searches = asyncio.Semaphore(SEARCHES)  # of journals, see `sequences`
         self.clock: Callable[[], float] = time.monotonic
         self.bad_records = BadRecords()
-        self.heaps = HeapWatch(self)
+        self.shared: dict[object, Any] = {}  # what users of this connection share, by whatever they know it by
         self._maps: dict[str, Any] = {}
         self._on_reconnect: list[Callable[[], None]] = []
         self.watches = Watches(self)
-        self.watched: dict[str, Watched[Any]] = {}  # by map
         self._on_member_change: list[Callable[[], None]] = []
         self._was_disconnected = False
         self._closing = False
         self._on_replaced: list[Callable[[], None]] = []
+        self._on_close: list[Callable[[], None]] = []
         self._replaced = asyncio.Event()
         self._cluster_id = transport.cluster_id(client)
         client.lifecycle_service.add_listener(self._lifecycle_changed)
@@ -141,10 +225,15 @@ class Grid:
         """Call back when another cluster has replaced this one, before anything is read from it."""
         self._on_replaced.append(callback)
 
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call back when this connection is being closed."""
+        self._on_close.append(callback)
+
     async def close(self) -> None:
         """Close the connection. A second call does nothing."""
         self._closing = True
-        self.heaps.close()
+        for callback in self._on_close:
+            callback()
         await self.client.shutdown()
 
     def _lifecycle_changed(self, state: str) -> None:
@@ -229,7 +318,7 @@ async def connect(settings: GridSettings, *, name: str | None = None) -> Grid:
     except transport.SilentMembersError as error:
         raise ConnectionFailedError(
             f"No connection to the {where}: {', '.join(error.addresses)} took a connection, but did not answer.",
-            SILENT_HINT,
+            transport.SILENT_HINT,
         ) from None
     except (TimeoutError, IllegalStateError, OSError):
         _log.debug("connecting failed", exc_info=True)

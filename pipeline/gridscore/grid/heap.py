@@ -289,6 +289,15 @@ class HeapWatch:
         self.most_under_way = smallest * UNDER_WAY
 
 
+def heaps_of(grid: Grid) -> HeapWatch:
+    """The heaps as all producers of a connection see them."""
+    watch: HeapWatch | None = grid.shared.get(HeapWatch)
+    if watch is None:
+        watch = grid.shared[HeapWatch] = HeapWatch(grid)
+        grid.on_close(watch.close)
+    return watch
+
+
 def worst_of(heaps: Sequence[MemberHeap]) -> MemberHeap | None:
     """The fullest of those that are known."""
     return max((heap for heap in heaps if heap.most), key=lambda heap: heap.share, default=None)

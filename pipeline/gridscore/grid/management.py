@@ -36,12 +36,6 @@ if TYPE_CHECKING:
 
     from gridscore.grid.connection import Grid
 
-SILENT_HINT = (
-    "Its process or its machine is stopped, or hangs: let it go on, or end it. The others drop a member that is silent "
-    "for a minute (`hazelcast.max.no.heartbeat.seconds`), and take over what it has."
-)
-"""What to do about members that do not answer."""
-
 _READ_METRICS = 0x200100
 _GET_MEMBER_CONFIG = 0x200500
 _GET_TIMED_MEMBER_STATE = 0x200B00
@@ -177,7 +171,7 @@ def unanswered(silent: Sequence[str], seconds: float) -> GridError:
     """The error that the cluster has not answered for so long; it names the members that are silent."""
     text = f"The cluster did not answer in {seconds:.0f} seconds"
     if silent:
-        return GridError(f"{text}: there is no answer from {', '.join(silent)}.", SILENT_HINT)
+        return GridError(f"{text}: there is no answer from {', '.join(silent)}.", transport.SILENT_HINT)
     return GridError(f"{text}.", "Its members answer, but slowly: their logs, and their heap, may say why.")
 
 

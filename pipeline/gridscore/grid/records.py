@@ -28,7 +28,7 @@ from gridscore.grid.entries import remove_same, value_of
 from gridscore.grid.writer import partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from gridscore.grid.connection import Grid
 
@@ -47,7 +47,6 @@ Word = Annotated[str, msgspec.Meta(max_length=10_000)]
 
 _ATTEMPTS = 50
 _HEADER = 12  # hash, type and length that precede a text
-_LOGGED = 1_000
 
 MAX_RECORD = 8 << 20
 """Bytes above which a record is not parsed: that of a model with 10,000 versions has a quarter of it."""
@@ -83,42 +82,6 @@ def partition_in(key: str, partition_count: int) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 8 and int(text) < partition_count):
         raise ValueError("its key does not end in the number of a partition")
     return int(text)
-
-
-class BadRecords:
-    """The bad records that one connection met last; each is logged once."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, bytes], BadRecord] = {}
-        self._logged: dict[tuple[str, bytes, int], None] = {}
-
-    def all(self) -> list[BadRecord]:
-        """Those that the last read of their map met, by map and key."""
-        return sorted(self._known.values(), key=lambda bad: (bad.map_name, bad.key))
-
-    def note(self, found: Iterable[BadRecord]) -> None:
-        """Add some."""
-        for bad in found:
-            self._known[bad.map_name, bad.key_data] = bad
-            if self.is_new(bad.map_name, bad.key_data, bad.value_data):
-                _log.error("%s. `gridscore repair` repairs or removes it.", bad, extra={"action": "bad_record"})
-
-    def is_new(self, map_name: str, key: bytes, value: bytes) -> bool:
-        """Whether this is the first call for an entry, as far as that is remembered."""
-        place = (map_name, key, hash(value))
-        if place in self._logged:
-            return False
-        while len(self._logged) >= _LOGGED:
-            self._logged.pop(next(iter(self._logged)))
-        self._logged[place] = None
-        return True
-
-    def replace(self, map_name: str, found: Iterable[BadRecord], *, prefix: str = "") -> None:
-        """Note all that a map holds now under keys with that prefix."""
-        for place, bad in list(self._known.items()):
-            if bad.map_name == map_name and bad.key.startswith(prefix):
-                del self._known[place]
-        self.note(found)
 
 
 class Records:

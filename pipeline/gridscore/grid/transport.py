@@ -82,6 +82,13 @@ class NotSentError(HazelcastError):  # type: ignore[misc]
     """The request was not sent: it was too late, or its member was not connected."""
 
 
+SILENT_HINT = (
+    "Its process or its machine is stopped, or hangs: let it go on, or end it. The others drop a member that is silent "
+    "for a minute (`hazelcast.max.no.heartbeat.seconds`), and take over what it has."
+)
+"""What to do about members that do not answer."""
+
+
 class SilentMembersError(TimeoutError):
     """No member answered in time, but some took connections.
 
@@ -92,16 +99,6 @@ class SilentMembersError(TimeoutError):
     def __init__(self, addresses: Collection[str]) -> None:
         super().__init__("no answer from " + ", ".join(sorted(addresses)))
         self.addresses = sorted(addresses)
-
-
-class RawMessage(InboundMessage):  # type: ignore[misc]  # the client is untyped
-    """A response that stays in one piece: `body` holds all its frames as they came."""
-
-    __slots__ = ("body",)
-
-    def __init__(self, start_frame: Frame, body: bytes) -> None:
-        super().__init__(start_frame)
-        self.body = body
 
 
 class _Protocol(HazelcastProtocol):  # type: ignore[misc]
@@ -217,7 +214,7 @@ def _message(body: bytes) -> InboundMessage:
     length, flags = FRAME.unpack_from(body, 0)
     start = Frame(body[6:length], flags)
     if flags & _UNFRAGMENTED == _UNFRAGMENTED and INT.unpack_from(body, 6)[0] == READ_RESPONSE:
-        return RawMessage(start, body)
+        return wire.RawMessage(start, body)
     message = InboundMessage(start)
     position, size = length, len(body)
     while position < size:

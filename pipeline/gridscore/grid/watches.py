@@ -1,12 +1,10 @@
-"""One listener for each control map and connection, however many want to hear of its changes."""
+"""Control maps that are read only when they may have changed; and waiting for an event, but not for ever."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from gridscore.grid import transport
 from gridscore.grid.records import Record, Records
 
 if TYPE_CHECKING:
@@ -28,54 +26,6 @@ async def wait_for(event: asyncio.Event, seconds: float) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-@dataclass(slots=True, eq=False)
-class _Watch:
-    callbacks: list[Callable[[], None]] = field(default_factory=list)
-    registering: asyncio.Future[Any] | None = None
-
-    def call(self) -> None:
-        for callback in list(self.callbacks):
-            callback()
-
-
-class Watches:
-    """The listeners of one connection, and the callbacks of each."""
-
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
-        self._watches: dict[tuple[str, bool], _Watch] = {}
-        grid.on_reconnect(self._reconnected)
-
-    async def add(self, proxy: Any, callback: Callable[[], None], *, updates: bool) -> Callable[[], Any]:
-        """Call back when an entry has come, gone or, if wanted, changed, and after a reconnect; see `Records.watch`."""
-        place = (proxy.name, updates)
-        watch = self._watches.setdefault(place, _Watch())
-        watch.callbacks.append(callback)
-        if watch.registering is None:
-            watch.registering = asyncio.ensure_future(transport.listen(proxy, watch.call, updates=updates))
-
-        async def stop() -> None:
-            watch.callbacks.remove(callback)
-            if not watch.callbacks and self._watches.get(place) is watch:
-                del self._watches[place]
-                if self._grid.is_running:
-                    await proxy.remove_entry_listener(await registering)
-
-        registering = watch.registering
-        try:
-            await asyncio.shield(registering)
-        except BaseException:
-            if self._watches.get(place) is watch and registering.done():
-                del self._watches[place]
-            watch.callbacks.remove(callback)
-            raise
-        return stop
-
-    def _reconnected(self) -> None:
-        for watch in list(self._watches.values()):
-            watch.call()
 
 
 class Watched(Generic[_T]):

@@ -36,7 +36,7 @@ from gridscore.grid.cutting import FINAL, FRAME, INT, INTEGER, JSON, LONG, STRIN
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from gridscore.grid.transport import RawMessage
+    from hazelcast.protocol.client_message import Frame
 
 _LONG = struct.Struct("<q")
 _READ_PARAMETERS = struct.Struct("<qii")
@@ -100,6 +100,16 @@ class Page(NamedTuple):
     def texts(self) -> list[bytes]:
         """The values that are JSON or strings."""
         return [text for index, text in enumerate(self.values) if index not in self.foreign]
+
+
+class RawMessage(InboundMessage):  # type: ignore[misc]  # the client is untyped
+    """A response that stays in one piece: `body` holds all its frames as they came."""
+
+    __slots__ = ("body",)
+
+    def __init__(self, start_frame: Frame, body: bytes) -> None:
+        super().__init__(start_frame)
+        self.body = body
 
 
 def decode_read(message: RawMessage) -> Page | None:

@@ -92,9 +92,9 @@ async def pending(grid: Grid, group: str) -> dict[int, Record]:
 async def watched(grid: Grid, group: str) -> dict[int, Record]:
     """The same, read once for all groups of a process, and only after a change."""
     count = grid.partition_count
-    there = grid.watched.get(RESCANS_MAP)
+    there = grid.shared.get(RESCANS_MAP)
     if there is None:
-        there = grid.watched[RESCANS_MAP] = Watched(
+        there = grid.shared[RESCANS_MAP] = Watched(
             grid, RESCANS_MAP, lambda record: request_of(record, count), LOOK_SECONDS * 0.9
         )
     return {partition: found.record for partition, found in requests_of(group, await there.read()).items()}

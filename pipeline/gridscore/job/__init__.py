@@ -11,23 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gridscore.job.check import RESULT_FIELDS
-    from gridscore.job.file import (
-        Decision,
-        Feature,
-        Job,
-        Lookup,
-        ModelRef,
-        ResultSpec,
-        Window,
-        job_json_schema,
-        load_job,
-        parse_job,
-    )
+    from gridscore.job.file import Job, job_json_schema, load_job, parse_job
     from gridscore.job.life import JobRecord, Jobs, JobState
+    from gridscore.job.parts import Decision, Feature, Lookup, ModelRef, ResultSpec, Window
     from gridscore.job.types import FieldType, LookupField
 
 _HOMES = {
     **dict.fromkeys(("JobRecord", "JobState", "Jobs"), "life"),
+    **dict.fromkeys(("Decision", "Feature", "Lookup", "ModelRef", "ResultSpec", "Window"), "parts"),
     **dict.fromkeys(("FieldType", "LookupField"), "types"),
     "RESULT_FIELDS": "check",
 }

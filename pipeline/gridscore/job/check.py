@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gridscore.errors import ExpressionError
-from gridscore.job.expressions import Node, Scope, as_float32, compile_expression, is_coded
+from gridscore.job.expressions import Scope, as_float32, compile_expression
+from gridscore.job.nodes import Node, is_coded
 from gridscore.job.problems import MAX_PROBLEMS
 from gridscore.job.syntax import parse
 from gridscore.job.types import Type
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from gridscore.job.document import Path
-    from gridscore.job.file import Decision, Feature, Lookup, Window
+    from gridscore.job.parts import Decision, Feature, Lookup, Window
     from gridscore.job.types import FieldType
 
 RESULT_FIELDS = ("score", "decision", "version", "model", "revision", "sequence", "epoch", "scored_at")

@@ -19,7 +19,7 @@ from gridscore.job.types import seconds_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gridscore.job.expressions import Node
+    from gridscore.job.nodes import Node
 
 MAX_SECONDS = 90 * 86_400.0
 MAX_LAST = 100

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from typing import TYPE_CHECKING, cast
@@ -12,19 +11,18 @@ from gridscore.features import definitions_of
 from gridscore.features.definitions import same_definition
 from gridscore.features.operations import number_text, parse_number
 from gridscore.job.check import compile_decisions, compile_features
-from gridscore.job.expressions import INTEGERS, find
+from gridscore.job.nodes import INTEGERS, find
 from gridscore.job.types import Type
+from gridscore.models.version import SHOWN, difference, listed, short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from gridscore.job import Job
-    from gridscore.job.expressions import Node
+    from gridscore.job.nodes import Node
     from gridscore.models.version import ModelVersion
 
-_SHOWN = 10
 _WHOLE = re.compile("-?[1-9][0-9]*|0")
-_NAME_SHOWN = 80
 _MADE_SHOWN = 200
 
 
@@ -138,13 +136,13 @@ def changed_features(job: Job, version: ModelVersion) -> list[str]:
         for name, text in now.items():
             # What training did not use is used by a feature that has changed, and that is told of the feature.
             if not same_definition(old := before.get(name, text), text):
-                lines.append(f"{what}`{_short(name)}`: trained with `{old}`, the job has `{text}`")
+                lines.append(f"{what}`{short(name)}`: trained with `{old}`, the job has `{text}`")
     if not same_definition(trained.margin, present.margin):
         shown = [f"`{text}`" if text else "none" for text in (trained.margin, present.margin)]
         lines.append("the margin: trained with {}, the job has {}".format(*shown))
     if not lines and trained.fields:  # a name in an expression is a field if there is one, else an earlier feature
         lines += [
-            f"the field `{_short(name)}`: training {'read' if name in trained.fields else 'did not read'} it, "
+            f"the field `{short(name)}`: training {'read' if name in trained.fields else 'did not read'} it, "
             f"the job {'does not' if name in trained.fields else 'does'}"
             for name in sorted(trained.fields.keys() ^ present.fields.keys())
         ]
@@ -185,7 +183,7 @@ def _kind_mismatches(job: Job, version: ModelVersion) -> list[str]:
     types = dict(zip(version.features, version.feature_types, strict=False))
     lines = []
     for name, node in nodes.items():
-        texts, made = version.categories.get(name), f"`{_short(job.features[name].expression, _MADE_SHOWN)}`"
+        texts, made = version.categories.get(name), f"`{short(job.features[name].expression, _MADE_SHOWN)}`"
         category = find(node, "category")
         problem = ""
         if category is None:
@@ -203,7 +201,7 @@ def _kind_mismatches(job: Job, version: ModelVersion) -> list[str]:
             if not all(math.isnan(parse_number(text)) for text in texts):
                 problem += ", which writes one as `1`, not as `1.0` or `01`"
         if problem:
-            lines.append(f"`{_short(name)}`: {problem}")
+            lines.append(f"`{short(name)}`: {problem}")
     return lines
 
 
@@ -272,46 +270,6 @@ _NUMBERS_AS_TEXT: dict[str, Callable[[str], bool]] = {
 """Whether a text is one that the operation can make."""
 
 
-def listed(texts: Sequence[str]) -> str:
-    """The first of some texts, and how many there are if that is not all."""
-    shown = ", ".join(map(_short, texts[:3]))
-    return f"{shown}, … {len(texts):,} in all" if len(texts) > 3 else shown
-
-
 def _listing(lines: Sequence[str]) -> str:
-    more = [f"  … and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else []
-    return "\n".join([*(f"  {line}" for line in lines[:_SHOWN]), *more])
-
-
-def difference(wanted: Sequence[str], found: Sequence[str], *, ours: str = "the job", theirs: str = "the model") -> str:
-    """Lines that say how two lists of features differ."""
-    lines = []
-    missing = [name for name in wanted if name not in set(found)]
-    unexpected = [name for name in found if name not in set(wanted)]
-    if missing:
-        lines.append(f"  only in {ours}: {_names(missing, unexpected)}")
-    if unexpected:
-        lines.append(f"  only in {theirs}: {_names(unexpected, ())}")
-    if not missing and not unexpected and len(wanted) != len(found):
-        lines.append(f"  {ours} has {len(wanted)} names, {theirs} {len(found)}: one is there twice")
-    elif not missing and not unexpected:
-        places = [(i, a, b) for i, (a, b) in enumerate(zip(wanted, found, strict=False), 1) if a != b]
-        lines.append("  the names are the same, the order is not:")
-        lines += [f"  {i:>4}. {ours}: {_short(a)}   {theirs}: {_short(b)}" for i, a, b in places[:_SHOWN]]
-        if len(places) > _SHOWN:
-            lines.append(f"  … and {len(places) - _SHOWN:,} more places")
-    return "\n".join(lines)
-
-
-def _names(names: Sequence[str], others: Sequence[str]) -> str:
-    shown = []
-    for name in names[:_SHOWN]:
-        close = difflib.get_close_matches(name, others, n=1)
-        shown.append(f"{_short(name)} (is it `{_short(close[0])}`?)" if close else _short(name))
-    more = f" … and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(shown) + more
-
-
-def _short(text: str, most: int = _NAME_SHOWN) -> str:
-    """Names and expressions may be of any length; a message may not."""
-    return text if len(text) <= most else f"{text[:most]}…"
+    more = [f"  … and {len(lines) - SHOWN:,} more"] if len(lines) > SHOWN else []
+    return "\n".join([*(f"  {line}" for line in lines[:SHOWN]), *more])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -11,7 +12,6 @@ from msgspec import Meta
 from gridscore.errors import ModelError, UsageError
 from gridscore.features.definitions import ATTRIBUTE, Attribute, Definitions, Training
 from gridscore.models.description import MAX_FEATURES, NAMES_HINT
-from gridscore.models.fit import difference, listed
 from gridscore.texts import did_you_mean, html_table
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ MAX_SIZE = 1 << 30
 """Bytes of the largest model taken."""
 
 MAX_CATEGORIES = 100_000
+
+SHOWN = 10
+"""Features that a message names."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 Text = Annotated[str, Meta(max_length=1000)]
@@ -249,3 +253,43 @@ def _check_categories(
                 "Name them: `OfflineMatrix.attach(booster)` before the model is saved, or "
                 "`gridscore model push --categories FILE`.",
             )
+
+
+def listed(texts: Sequence[str]) -> str:
+    """The first of some texts, and how many there are if that is not all."""
+    shown = ", ".join(map(short, texts[:3]))
+    return f"{shown}, … {len(texts):,} in all" if len(texts) > 3 else shown
+
+
+def difference(wanted: Sequence[str], found: Sequence[str], *, ours: str = "the job", theirs: str = "the model") -> str:
+    """Lines that say how two lists of features differ."""
+    lines = []
+    missing = [name for name in wanted if name not in set(found)]
+    unexpected = [name for name in found if name not in set(wanted)]
+    if missing:
+        lines.append(f"  only in {ours}: {_names(missing, unexpected)}")
+    if unexpected:
+        lines.append(f"  only in {theirs}: {_names(unexpected, ())}")
+    if not missing and not unexpected and len(wanted) != len(found):
+        lines.append(f"  {ours} has {len(wanted)} names, {theirs} {len(found)}: one is there twice")
+    elif not missing and not unexpected:
+        places = [(i, a, b) for i, (a, b) in enumerate(zip(wanted, found, strict=False), 1) if a != b]
+        lines.append("  the names are the same, the order is not:")
+        lines += [f"  {i:>4}. {ours}: {short(a)}   {theirs}: {short(b)}" for i, a, b in places[:SHOWN]]
+        if len(places) > SHOWN:
+            lines.append(f"  … and {len(places) - SHOWN:,} more places")
+    return "\n".join(lines)
+
+
+def _names(names: Sequence[str], others: Sequence[str]) -> str:
+    shown = []
+    for name in names[:SHOWN]:
+        close = difflib.get_close_matches(name, others, n=1)
+        shown.append(f"{short(name)} (is it `{short(close[0])}`?)" if close else short(name))
+    more = f" … and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(shown) + more
+
+
+def short(text: str, most: int = 80) -> str:
+    """Names and expressions may be of any length; a message may not."""
+    return text if len(text) <= most else f"{text[:most]}…"

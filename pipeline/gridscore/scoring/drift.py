@@ -20,6 +20,8 @@ from gridscore.models.drift import DRIFT_MAP, Alert, DriftRecord, advanced, drif
 from gridscore.scoring.audit import share_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from gridscore.features.baseline import Baseline
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from gridscore.job import Job
     from gridscore.models import ModelVersion
     from gridscore.models.drift import Counts
-    from gridscore.scoring.live_model import LiveModel
     from gridscore.scoring.stats import JobStats
 
 _log = logging.getLogger(__name__)
@@ -123,10 +124,13 @@ def _bins_of(known: tuple[str, ...], texts: tuple[str, ...]) -> NDArray[np.intp]
     return np.array([*(places.get(text, len(texts)) for text in known), len(texts) + 1])
 
 
-async def watch_drift(grid: Grid, job: Job, model: LiveModel, worker: str, stats: JobStats) -> None:
+async def watch_drift(
+    grid: Grid, job: Job, watched: Callable[[], tuple[Sketch | None, int]], worker: str, stats: JobStats
+) -> None:
     """Add what a worker has counted to the job's record, and tell of alerts; returns at once if the job asks for none.
 
     Args:
+        watched: Gives the sketch of the version that scores now, and its number.
         stats: Where to say that drift cannot be told.
     """
     if (spec := job.drift) is None:
@@ -136,7 +140,7 @@ async def watch_drift(grid: Grid, job: Job, model: LiveModel, worker: str, stats
     add: partial[DriftRecord] | None = None  # until the record is known to have it
     while True:
         await asyncio.sleep(tick)
-        sketch, number = model.active.sketch, model.active.model.version.version
+        sketch, number = watched()
         stats.drift_error = "" if sketch else f"version {number} has no baseline of its training"
         if add is None and sketch is not None:
             add = partial(

@@ -23,7 +23,7 @@ from gridscore.job import Jobs
 from gridscore.models import LoadedModel, Registry, check_fit
 from gridscore.models.fit import fit_warnings
 from gridscore.scoring.drift import Sketch
-from gridscore.scoring.scorer import ActiveModel
+from gridscore.scoring.trial import ActiveModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -182,6 +182,10 @@ class LiveModel:
             version.name,
             extra={"action": "model_live"},
         )
+
+    def watched(self) -> tuple[Sketch | None, int]:
+        """What counts the drift of the version that scores now, and its number."""
+        return self.active.sketch, self.active.model.version.version
 
     async def _is_current(self) -> bool:
         """Whether the job is still at the revision that this worker scores for.

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from gridscore.group.reader import Cursor
     from gridscore.job import Job
     from gridscore.models import LoadedModel
-    from gridscore.scoring.scorer import ActiveModel, PartitionBatch
+    from gridscore.scoring.batches import PartitionBatch
     from gridscore.scoring.stats import JobStats
+    from gridscore.scoring.trial import ActiveModel
 
 _log = logging.getLogger(__name__)
 

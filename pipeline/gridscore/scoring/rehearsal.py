@@ -15,8 +15,9 @@ from gridscore.features import FeaturePlan
 from gridscore.grid.wire import Page
 from gridscore.group.reader import Arrival, Cursor
 from gridscore.scoring.lookups import JobLookups, Lookups
-from gridscore.scoring.scorer import ActiveModel, Scorer
+from gridscore.scoring.scorer import Scorer
 from gridscore.scoring.stats import JobStats
+from gridscore.scoring.trial import ActiveModel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence

@@ -65,8 +65,9 @@ if TYPE_CHECKING:
     from gridscore.group.members import Members
     from gridscore.group.reader import Cursor
     from gridscore.job import JobRecord
+    from gridscore.scoring.batches import PartitionBatch
     from gridscore.scoring.live_model import LoadedModels
-    from gridscore.scoring.scorer import PartitionBatch, ScoredBatch
+    from gridscore.scoring.scorer import ScoredBatch
 
 _log = logging.getLogger(__name__)
 
@@ -198,7 +199,9 @@ class JobRunner:
                 tasks.create_task(self._rescanner.run())
                 tasks.create_task(self._retention.run())
                 tasks.create_task(self._superseded.run())
-                tasks.create_task(watch_drift(self._grid, self._job, self._model, self._members.worker, self.stats))
+                tasks.create_task(
+                    watch_drift(self._grid, self._job, self._model.watched, self._members.worker, self.stats)
+                )
                 tasks.create_task(audit_on_schedule(self._grid, self._job, self._members.worker))
                 for part in (self._stage, self._requests, self._reasons):
                     if part is not None:

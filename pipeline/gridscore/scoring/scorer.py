@@ -8,120 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gridscore.dead_letters.letters import Rejected
-from gridscore.features import EventDecoder, FeaturePlan
+from gridscore.features import EventDecoder
 from gridscore.features.window_kernel import LOOK
+from gridscore.scoring.batches import PartitionBatch, Rows
 from gridscore.scoring.results import ResultEncoder
 from gridscore.scoring.trial import Answered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from gridscore.dead_letters.letters import Rejected
     from gridscore.features import EventColumns, LookupTable
     from gridscore.features.plan import Decider
     from gridscore.grid.copies import Fetcher
     from gridscore.grid.wire import Page
-    from gridscore.group.reader import Arrival, Cursor
+    from gridscore.group.reader import Arrival
     from gridscore.job import Job
-    from gridscore.models import LoadedModel
-    from gridscore.scoring.drift import Sketch
     from gridscore.scoring.reasons import Reasons
     from gridscore.scoring.stats import JobStats
-    from gridscore.scoring.trial import Trial
+    from gridscore.scoring.trial import ActiveModel
     from gridscore.scoring.window_requests import WindowRequests
     from gridscore.scoring.window_states import HistoryStates, WindowStates
 
 _FOREIGN_TYPES = {0: "null", -1: "a Portable", -2: "an IdentifiedDataSerializable", -55: "a Compact record"}
-
-
-@dataclass(frozen=True, slots=True)
-class ActiveModel:
-    """A model, the features that it needs, and the experiment if there is one; exchanged between two batches.
-
-    Attributes:
-        sketch: Counts what is scored, if the job watches for drift.
-    """
-
-    model: LoadedModel
-    plan: FeaturePlan
-    sketch: Sketch | None = None
-    trial: Trial | None = None
-
-
-@dataclass(slots=True)
-class PartitionBatch:
-    """What one batch has for one partition: results to write, then the offset to go on from.
-
-    Attributes:
-        at: When the first of its pages arrived, of the grid's clock.
-        lost: Events that were overwritten before they were read.
-        states: Texts of the states of windows to write after them, by serialized key.
-    """
-
-    partition: int
-    next: int
-    cursor: Cursor
-    at: float
-    lost: int = 0
-    keys: list[bytes] = field(default_factory=list)
-    texts: list[bytes] = field(default_factory=list)
-    states: dict[bytes, bytes] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Rows:
-    """The events of a batch in columns, and which of them go to which partition.
-
-    Columns of plain objects rather than a tuple an event: the garbage collector looks at every tuple.
-    """
-
-    sequences: list[int] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)
-    values: list[bytes] = field(default_factory=list)
-    spans: list[tuple[PartitionBatch, int]] = field(default_factory=list)
-    """Partitions in order, each with the number of its rows; a partition may occur twice."""
-    scored: list[bool] = field(default_factory=list)
-    """Of a job with windows: whether the event has its result, and is for its windows only."""
-    places: list[int] = field(default_factory=list)
-    """Of a job with windows: what tells the rows apart that come through."""
-
-    def keys_by_batch(self) -> Iterator[tuple[PartitionBatch, list[bytes]]]:
-        """The keys of each span's rows."""
-        begin = 0
-        for batch, count in self.spans:
-            yield batch, self.keys[begin : begin + count]
-            begin += count
-
-    def without(self, bad: Mapping[int, str], stage: str, rejected: list[Rejected]) -> Rows:
-        """The rows without the bad ones, which are rejected for the reasons given."""
-        if not bad:
-            return self
-        kept = Rows()
-        begin = 0
-        for batch, count in self.spans:
-            rows = range(begin, begin + count)
-            begin += count
-            good = [row for row in rows if row not in bad]
-            kept.spans.append((batch, len(good)))
-            kept.sequences += map(self.sequences.__getitem__, good)
-            kept.keys += map(self.keys.__getitem__, good)
-            kept.values += map(self.values.__getitem__, good)
-            if self.scored:
-                kept.scored += map(self.scored.__getitem__, good)
-            if self.places:
-                kept.places += map(self.places.__getitem__, good)
-            for row in rows:
-                if row in bad:
-                    event = self.sequences[row], self.keys[row], self.values[row]
-                    rejected.append(Rejected(batch.partition, *event, stage, bad[row]))
-        return kept
 
 
 @dataclass(slots=True)

@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gridscore.grid.writer import MapWriter
-from gridscore.job.file import ResultSpec
+from gridscore.job.parts import ResultSpec
 from gridscore.models.experiment import shadow_map
-from gridscore.scoring.scorer import ActiveModel, PartitionBatch, Scorer
-from gridscore.scoring.trial import Beside
+from gridscore.scoring.batches import PartitionBatch
+from gridscore.scoring.scorer import Scorer
+from gridscore.scoring.trial import ActiveModel, Beside
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid

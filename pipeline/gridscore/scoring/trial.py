@@ -15,7 +15,7 @@ import numpy as np
 
 from gridscore.features.program import Program
 from gridscore.grid.cutting import STRING
-from gridscore.job.file import Window
+from gridscore.job.parts import Window
 from gridscore.models.experiment import Counts, Tally
 from gridscore.scoring.results import MadeBy
 
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gridscore.features import EventColumns, LookupTable
+    from gridscore.features import EventColumns, FeaturePlan, LookupTable
     from gridscore.job import Job
+    from gridscore.models import LoadedModel
     from gridscore.models.experiment import Experiment
-    from gridscore.scoring.scorer import ActiveModel, Rows
+    from gridscore.scoring.batches import Rows
+    from gridscore.scoring.drift import Sketch
 
 _BATCHES, _EVENTS = 64, 1_024
 """Of so many, counts are settled at once: a batch alone may have one event."""
@@ -40,6 +42,20 @@ Given = Sequence[Any]
 Columns = Sequence[Any]
 """Of a batch: scores, matrix, who gave each score, the number of each entity (-1 if there is none), and the margins,
 if there are any."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveModel:
+    """A model, the features that it needs, and the experiment if there is one; exchanged between two batches.
+
+    Attributes:
+        sketch: Counts what is scored, if the job watches for drift.
+    """
+
+    model: LoadedModel
+    plan: FeaturePlan
+    sketch: Sketch | None = None
+    trial: Trial | None = None
 
 
 class Answered(NamedTuple):

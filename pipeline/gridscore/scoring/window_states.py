@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from gridscore.group.lease_records import LeaseRecord
     from gridscore.group.reader import Cursor
     from gridscore.job import Job, JobRecord
-    from gridscore.job.expressions import Node
+    from gridscore.job.nodes import Node
 
 _log = logging.getLogger(__name__)
 

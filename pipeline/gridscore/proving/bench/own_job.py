@@ -23,7 +23,7 @@ from gridscore.grid import transport
 from gridscore.grid.capacity import Source
 from gridscore.grid.member import running_cluster
 from gridscore.grid.writer import MapWriter
-from gridscore.job.file import ModelRef
+from gridscore.job.parts import ModelRef
 from gridscore.models import LoadedModel, Registry, check_fit
 from gridscore.proving.bench.rounds import REST, drain, figures, predict, put_events, score, scoring, stage_figures
 from gridscore.proving.bench.samples import MAX_BYTES, bounded, featured, from_grid, keys

@@ -1,0 +1,82 @@
+"""What a batch has: rows in columns, and for each partition the results to write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gridscore.dead_letters.letters import Rejected
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from gridscore.group.reader import Cursor
+
+
+@dataclass(slots=True)
+class PartitionBatch:
+    """What one batch has for one partition: results to write, then the offset to go on from.
+
+    Attributes:
+        at: When the first of its pages arrived, of the grid's clock.
+        lost: Events that were overwritten before they were read.
+        states: Texts of the states of windows to write after them, by serialized key.
+    """
+
+    partition: int
+    next: int
+    cursor: Cursor
+    at: float
+    lost: int = 0
+    keys: list[bytes] = field(default_factory=list)
+    texts: list[bytes] = field(default_factory=list)
+    states: dict[bytes, bytes] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Rows:
+    """The events of a batch in columns, and which of them go to which partition.
+
+    Columns of plain objects rather than a tuple an event: the garbage collector looks at every tuple.
+    """
+
+    sequences: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    values: list[bytes] = field(default_factory=list)
+    spans: list[tuple[PartitionBatch, int]] = field(default_factory=list)
+    """Partitions in order, each with the number of its rows; a partition may occur twice."""
+    scored: list[bool] = field(default_factory=list)
+    """Of a job with windows: whether the event has its result, and is for its windows only."""
+    places: list[int] = field(default_factory=list)
+    """Of a job with windows: what tells the rows apart that come through."""
+
+    def keys_by_batch(self) -> Iterator[tuple[PartitionBatch, list[bytes]]]:
+        """The keys of each span's rows."""
+        begin = 0
+        for batch, count in self.spans:
+            yield batch, self.keys[begin : begin + count]
+            begin += count
+
+    def without(self, bad: Mapping[int, str], stage: str, rejected: list[Rejected]) -> Rows:
+        """The rows without the bad ones, which are rejected for the reasons given."""
+        if not bad:
+            return self
+        kept = Rows()
+        begin = 0
+        for batch, count in self.spans:
+            rows = range(begin, begin + count)
+            begin += count
+            good = [row for row in rows if row not in bad]
+            kept.spans.append((batch, len(good)))
+            kept.sequences += map(self.sequences.__getitem__, good)
+            kept.keys += map(self.keys.__getitem__, good)
+            kept.values += map(self.values.__getitem__, good)
+            if self.scored:
+                kept.scored += map(self.scored.__getitem__, good)
+            if self.places:
+                kept.places += map(self.places.__getitem__, good)
+            for row in rows:
+                if row in bad:
+                    event = self.sequences[row], self.keys[row], self.values[row]
+                    rejected.append(Rejected(batch.partition, *event, stage, bad[row]))
+        return kept
