@@ -200,7 +200,7 @@ def decide(policy: Policy, memory: Memory, load: Load) -> tuple[Decision, Memory
 def _so_far(target: int, load: Load, short_at: float) -> str:
     if load.workers < target:
         return f"{load.workers} of {count_text(target, 'worker')} score{'s' * (target == 1)} so far"
-    return f"the last of {count_text(target, 'worker')} began {load.at - short_at:.0f} s ago"
+    return f"the last worker began {load.at - short_at:.0f} s ago"
 
 
 def _with_peak(
