@@ -18,6 +18,7 @@ PAGES = {
         f"jobs/{each}/README.md": f"examples/{each}.md"
         for each in ("flights", "payments", "card-fraud", "machine-health")
     },
+    "examples/sqlite-plugs/README.md": "examples/sqlite-plugs.md",
     **{
         f"docs/notebooks/{each.name}": f"notebooks/{each.stem}.md" for each in (ROOT / "docs/notebooks").glob("*.ipynb")
     },

@@ -1,17 +1,25 @@
 """Kinds of sources and sinks that another distribution brings: installed, used, broken."""
 
 import base64
+import contextlib
 import hashlib
+import itertools
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+import time
+import tomllib
 import zipfile
+from pathlib import Path
 
 import pytest
 from commands import GRIDSCORE, with_client
 
 from gridscore.grid import transport
+
+EXAMPLE = Path(__file__).parents[2] / "examples/sqlite-plugs"
 
 COUNTER = '''
 """A source that counts."""
@@ -148,6 +156,41 @@ def test_a_kind_of_two_distributions_is_refused_by_the_names_of_both(installed):
     listed = gridscore(there, "source", "--help")
     assert "more than one distribution" in " ".join(listed.split())
     assert "Messages of a Kafka topic." in listed
+
+
+def test_the_example_distribution_passes_its_tests_and_does_what_its_readme_says(installed, cluster, unique, tmp_path):
+    groups = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]["entry-points"]
+    lines = [[f"[{group}]", *(f"{kind} = {where}" for kind, where in each.items())] for group, each in groups.items()]
+    kinds = "\n".join(itertools.chain(*lines))
+    modules = {str(file.relative_to(EXAMPLE)): file.read_text() for file in EXAMPLE.glob("gridscore_sqlite/*.py")}
+    there = installed("gridscore_sqlite", modules, kinds)
+
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", EXAMPLE / "pyproject.toml", EXAMPLE]
+    tests = subprocess.run(words, env=there, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "4 passed" in tests.stdout, tests.stdout + tests.stderr
+
+    path, where = tmp_path / "shop.db", ("--members", cluster.addresses[0], "--cluster-name", cluster.cluster_name)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE payments (id INTEGER PRIMARY KEY, amount)")
+        database.executemany("INSERT INTO payments VALUES (?, 1.5)", [(n,) for n in range(30)])
+        database.commit()
+    gridscore(there, "source", "sqlite", "--path", path, "--table", "payments", "--to", f"results.{unique}", *where)
+    assert sizes(cluster, f"results.{unique}") == [30]
+    deliver = f"sink sqlite --from results.{unique} --table scores --name {unique}".split()
+    with subprocess.Popen([*GRIDSCORE, *deliver, "--path", path, *where], env=there) as sink:
+        try:
+            while len(rows := scores(path)) < 30:
+                assert sink.poll() is None
+                time.sleep(0.1)
+        finally:
+            sink.terminate()
+    assert rows["7"] == '{"id": 7, "amount": 1.5}'
+
+
+def scores(path):
+    with contextlib.closing(sqlite3.connect(path)) as database, contextlib.suppress(sqlite3.OperationalError):
+        return dict(database.execute("SELECT key, result FROM scores"))
+    return {}
 
 
 def sizes(cluster, *names):

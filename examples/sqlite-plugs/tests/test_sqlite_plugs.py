@@ -1,0 +1,116 @@
+"""What the source and the sink promise, on a cluster in the test's own process: `pytest` needs no server."""
+
+import asyncio
+import json
+import sqlite3
+import time
+
+import pytest
+
+from gridscore.errors import GridscoreError
+from gridscore.sinks.base import Delivered, Delivery, SinkInterruptedError
+from gridscore.sinks.runner import SinkRunner
+from gridscore.sources.runner import SourceRunner
+from gridscore.testing import Fault, StubCluster
+from gridscore_sqlite.settings import SqliteSinkSettings, SqliteSourceSettings
+from gridscore_sqlite.sink import SqliteSink
+from gridscore_sqlite.source import SqliteSource
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """A database with 2,500 payments, one of which no JSON can hold."""
+    database = sqlite3.connect(tmp_path / "shop.db")
+    database.execute("CREATE TABLE payments (id INTEGER PRIMARY KEY, amount)")
+    database.executemany("INSERT INTO payments VALUES (?, ?)", [(n, n / 2) for n in range(1, 2501)])
+    database.execute("UPDATE payments SET amount = x'ff' WHERE id = 7")
+    database.commit()
+    yield database
+    database.close()
+
+
+async def read(cluster, path, table="payments"):
+    """Run the source to its end, as a process of its own."""
+    settings = SqliteSourceSettings(path=str(path), table=table, to="events.payments")
+    grid = await cluster.connect("source")
+    runner = SourceRunner(
+        grid, "shop", lambda: SqliteSource(grid, "shop", settings), kind="sqlite", to=settings.to, has_end=True
+    )
+    await runner.run()
+    return runner.stats
+
+
+async def test_every_row_is_an_event_once_and_a_new_process_goes_on(shop, tmp_path):
+    async with StubCluster() as cluster:
+        # The second batch is not confirmed at first.
+        cluster.faults.append(Fault("indeterminate", request="Map.PutAll", map="events.*", times=1))
+        stats = await read(cluster, tmp_path / "shop.db")
+        assert (stats.events, stats.poison) == (2_499, 1)
+        events = await cluster.results("events.payments", 2_499)
+        assert events["2500"] == {"id": 2500, "amount": 1250.0}
+        assert "7" not in events
+        shop.execute("INSERT INTO payments VALUES (9999, 1)")
+        shop.commit()
+        assert (await read(cluster, tmp_path / "shop.db")).events == 1
+
+
+@pytest.mark.usefixtures("shop")
+async def test_what_cannot_be_read_is_said(tmp_path):
+    async with StubCluster() as cluster:
+        with pytest.raises(GridscoreError, match="no such table: nothing"):
+            await read(cluster, tmp_path / "shop.db", "nothing")
+        with pytest.raises(GridscoreError, match="There is no database"):
+            await read(cluster, tmp_path / "nowhere.db")
+    with pytest.raises(ValueError, match="pattern"):
+        SqliteSourceSettings(path="shop.db", table="payments; DROP TABLE payments", to="events.payments")
+
+
+def scores(path):
+    database = sqlite3.connect(path)
+    try:
+        return dict(database.execute("SELECT key, result FROM scores"))
+    except sqlite3.OperationalError:  # not there yet
+        return {}
+    finally:
+        database.close()
+
+
+def sink_of(path):
+    return SqliteSink(None, "shop", SqliteSinkSettings(results="results.payments", path=str(path), table="scores"))
+
+
+async def test_results_become_rows(tmp_path):
+    path = tmp_path / "scores.db"
+    settings = SqliteSinkSettings(results="results.payments", path=str(path), table="scores")
+    async with StubCluster() as cluster:
+        client = await cluster.client()
+        await client.put_events("results.payments", {f"p{n}": {"score": n} for n in range(100)})
+        runner = SinkRunner(await cluster.connect("sink"), "shop", "sqlite", settings, lambda: sink_of(path))
+        running = asyncio.create_task(runner.run())
+        try:
+            async with asyncio.timeout(60):
+                while len(found := scores(path)) < 100:
+                    await asyncio.sleep(0.05)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+    assert json.loads(found["p42"]) == {"score": 42}
+
+
+async def test_an_older_result_changes_nothing_and_a_late_one_is_not_written(tmp_path):
+    path = tmp_path / "scores.db"
+    sink = sink_of(path)
+    await sink.open()
+
+    async def deliver(text, epoch, sequence, until):
+        result = Delivered("p1", text, json.loads(text), 0, sequence, epoch)
+        await sink.deliver(Delivery([result], {0: sequence + 1}, until))
+
+    later = time.monotonic() + 600
+    await deliver(b"2", 5, 2, later)
+    await deliver(b"1", 5, 1, later)
+    await deliver(b"0", 4, 9, later)
+    assert scores(path) == {"p1": "2"}
+    with pytest.raises(SinkInterruptedError, match="takes too long"):
+        await deliver(b"3", 6, 3, time.monotonic() - 1)
+    assert scores(path) == {"p1": "2"}
