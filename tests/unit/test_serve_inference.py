@@ -184,6 +184,15 @@ async def test_rows_that_cannot_be_predicted_harm_no_other_request(monkeypatch):
             assert (answer.status_code, "no thirteen" in answer.json()["error"]) == (400, True)
 
 
+async def test_a_length_of_too_many_digits_is_not_our_fault():
+    async with StubCluster(partitions=8) as cluster:
+        await prepared(cluster)
+        async with serving(cluster) as server, client(server) as http:
+            head = {"Inference-Header-Content-Length": "9" * 5_000}  # more than Python makes a number of
+            answer = await http.post("/v2/models/cards/infer", json=request(), headers=head)
+            assert (answer.status_code, "is not a number of the body" in answer.json()["error"]) == (400, True)
+
+
 async def test_without_the_cluster_it_is_not_ready_and_says_so():
     async with StubCluster(partitions=8) as cluster:
         await prepared(cluster)

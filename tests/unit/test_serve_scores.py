@@ -265,8 +265,19 @@ async def test_events_results_and_scores_come_from_one_server():
             assert (await http.post("/events/events.other", json={})).status_code == 404
             assert (await http.get("/nothing")).status_code == 404
             described = (await http.get("/openapi.json")).json()
-            assert {"/score/{job}", "/jobs", "/healthz"} <= set(described["paths"])
+            operations = [each for path in described["paths"].values() for each in path.values()]
+            assert {"/score/{job}", "/jobs", "/healthz", "/events/{map}"} <= set(described["paths"])
+            assert len({each["operationId"] for each in operations}) == len(operations)
+            assert all("4XX" in each["responses"] for each in operations)
+            for path, methods in described["paths"].items():
+                for method, each in methods.items():
+                    assert (method == "post") == ("requestBody" in each), path
+                    named = [one["name"] for one in each.get("parameters", ()) if one["in"] == "path"]
+                    assert [f"{{{name}}}" for name in named] == [part for part in path.split("/") if "{" in part]
+            assert "number" not in str(described["paths"]["/v2/models/{name}"])
+            assert (await http.get("/v2/models/cards", params={"number": "x"})).status_code == 200
         async with serving(cluster, "cards") as server, client(server) as http:
+            assert "/events/{map}" not in (await http.get("/openapi.json")).json()["paths"]
             assert (await http.post("/events/events.cards", json={})).status_code == 404
 
 

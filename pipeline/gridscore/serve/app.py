@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from gridscore.errors import GridscoreError
 from gridscore.operations.metrics import TYPE, Families
 from gridscore.serve.dashboard.app import is_page
+from gridscore.serve.description import ERRORS, describing, name_of
 from gridscore.serve.scores import PATH
 from gridscore.sources.http.answer import failure, http_error, json_response
 
@@ -77,6 +78,8 @@ class Application:
             # The pages of FastAPI load scripts of others, which would run where the answers are.
             docs_url=None,
             redoc_url=None,
+            responses=ERRORS,
+            generate_unique_id_function=name_of,
             exception_handlers={
                 HTTPException: http_error,
                 RequestValidationError: _not_valid,
@@ -85,12 +88,12 @@ class Application:
             },
         )
         app.get("/healthz", tags=["health"])(self._healthz)
-        app.get("/metrics", tags=["health"])(self._get_metrics)
+        app.get("/metrics", tags=["health"], response_class=PlainTextResponse)(self._get_metrics)
         app.get("/jobs", tags=["jobs"])(self._list_jobs)
-        app.post("/score/{job}", tags=["scores"])(_score)
-        app.get("/results/{job}/stream", tags=["results"])(_stream)
+        app.get("/results/{job}/stream", tags=["results"], response_class=_EventStream)(_stream)
         app.include_router(self._inference.router())
         app.mount("/", self._post)
+        app.openapi = describing(app, lambda: self._posts is not None)  # type: ignore[method-assign]  # as FastAPI says
         return app
 
     async def _healthz(self) -> Response:
@@ -147,14 +150,15 @@ class Application:
         await app(scope, receive, send)
 
 
-async def _score(job: str, timeout: str = "2s", *, record: bool = False, key: str | None = None) -> None:  # noqa: ASYNC109 -- it is text
-    """Score one event, a JSON object, or a list of them, as the job's stream does.
-
-    For the description of the interface only: `Application` answers these requests itself.
-    """
+class _EventStream(Response):
+    media_type = "text/event-stream"
 
 
-async def _stream(job: str, decision: str | None = None, last_event_id: str | None = None) -> Response:  # noqa: ARG001 -- they describe it
+async def _stream(
+    job: str,
+    decision: Annotated[list[str], Query()] = [],  # noqa: ARG001, B006 -- it describes it, and FastAPI copies it
+    last_event_id: str | None = None,  # noqa: ARG001
+) -> Response:
     """Results of a job as they are written, as server-sent events; of some decisions only, or on from a place.
 
     Comes here only where there is no such job.

@@ -58,7 +58,7 @@ class _Input(msgspec.Struct):
     shape: Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1, max_length=2)]
     datatype: str
     parameters: dict[str, Any] = {}
-    data: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 class _Output(msgspec.Struct):
@@ -66,7 +66,9 @@ class _Output(msgspec.Struct):
     parameters: dict[str, Any] = {}
 
 
-class _Request(msgspec.Struct):
+class InferRequest(msgspec.Struct):
+    """The JSON of a request."""
+
     inputs: Annotated[list[_Input], Meta(min_length=1, max_length=1)]
     id: Annotated[str, Meta(max_length=1_000)] | None = None
     parameters: dict[str, Any] = {}
@@ -86,7 +88,7 @@ class _Question(msgspec.Struct, frozen=True):
     binary: bool
 
 
-_request = msgspec.json.Decoder(_Request).decode
+_request = msgspec.json.Decoder(InferRequest).decode
 _numbers = msgspec.json.Decoder(list[float]).decode
 _gaps = msgspec.json.Decoder(list[float | bool | list[float | bool | None] | None]).decode
 
@@ -110,10 +112,11 @@ class Inference:
         router.get("/health/live")(self._live)
         router.get("/health/ready")(self._ready)
         router.get("")(self._server)
-        for path in ("/models/{name}", "/models/{name}/versions/{number}"):
-            router.get(path)(self._model)
-            router.get(f"{path}/ready")(self._model_ready)
-            router.post(f"{path}/infer")(self._infer)
+        number = {"name": "number", "in": "path", "required": True, "schema": {"type": "string"}}
+        for path, more in (("/models/{name}", {}), ("/models/{name}/versions/{number}", {"parameters": [number]})):
+            router.get(path, openapi_extra=more)(self._model)
+            router.get(f"{path}/ready", openapi_extra=more)(self._model_ready)
+            router.post(f"{path}/infer", openapi_extra=more)(self._infer)
         return router
 
     async def _live(self) -> Response:
@@ -130,25 +133,25 @@ class Inference:
         value = {"name": "gridscore", "version": version("gridscore"), "extensions": ["binary_tensor_data"]}
         return json_response(200, value)
 
-    async def _model(self, name: str, number: str | None = None) -> Response:
+    async def _model(self, request: Request, name: str) -> Response:
         """What a model takes and gives; without a version, that of `champion`."""
-        found = await _known(self._models.version(name, _number(number)))
+        found = await _known(self._models.version(name, _number(request)))
         numbers = [str(each) for each in await _known(self._models.numbers(name))]
         return json_response(200, _metadata(found, numbers))
 
-    async def _model_ready(self, name: str, number: str | None = None) -> Response:
+    async def _model_ready(self, request: Request, name: str) -> Response:
         """Whether a model is loaded; asking for it loads it."""
-        await _known(self._models.get(name, _number(number)))
+        await _known(self._models.get(name, _number(request)))
         return json_response(200, {"ready": True})
 
-    async def _infer(self, request: Request, name: str, number: str | None = None) -> Response:
+    async def _infer(self, request: Request, name: str) -> Response:
         """Scores of rows of features, as the model gives them: no lookups, no decisions."""
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise HTTPException(415, "A compressed body is not understood.")
         body = bytearray()
         try:
             async with asyncio.timeout(SECONDS):
-                live = await _known(self._models.get(name, _number(number)))
+                live = await _known(self._models.get(name, _number(request)))
             await self._bodies.receive(request, body)
             found = live.version
             _refuse_margin(found)
@@ -186,7 +189,9 @@ def _refuse_margin(found: ModelVersion) -> None:
         )
 
 
-def _number(text: str | None) -> int | None:
+def _number(request: Request) -> int | None:
+    """The version that a request names, if it does."""
+    text = request.path_params.get("number")
     if text is not None and not (text.isdecimal() and text.isascii() and len(text) <= 9):
         raise HTTPException(404, f"`{text[:20]}` is not a version.")
     return None if text is None else int(text)
@@ -224,8 +229,8 @@ def question(body: bytes, length: str | None, features: int, most: int) -> _Ques
     """
     cut = len(body)
     if length is not None:
-        if not length.isdecimal() or not 0 < int(length) <= len(body):
-            raise UsageError(f"`{LENGTH}: {length}` is not a number of the body's {len(body):,} bytes.")
+        if not length.isdecimal() or len(length) > 18 or not 0 < int(length) <= len(body):
+            raise UsageError(f"`{LENGTH}: {length[:20]}` is not a number of the body's {len(body):,} bytes.")
         cut = int(length)
     try:
         request = _request(body[:cut])

@@ -1,0 +1,88 @@
+"""The description of all that is served, for programs: OpenAPI, of the routes and of what answers beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Query
+from fastapi.openapi.utils import get_openapi
+
+from gridscore.serve.inference import InferRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastapi import FastAPI
+    from fastapi.routing import APIRoute
+
+_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+_EVENTS = {"oneOf": [{"type": "object"}, {"type": "array", "items": {"type": "object"}}]}
+
+
+def _object(means: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"description": means, "content": {"application/json": {"schema": schema or {"type": "object"}}}}
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": _object("What is wrong with the request", _ERROR),
+    "5XX": _object("Not possible now"),
+}
+
+Time = Annotated[str, Query(pattern=r"^[0-9]{1,6}(\.[0-9]{1,3})?(s|ms)?$", examples=["2s", "500ms"])]
+
+
+def describing(app: FastAPI, takes_events: Callable[[], bool]) -> Callable[[], dict[str, Any]]:
+    """What describes an application, in the place of its own `openapi`."""
+
+    def describe() -> dict[str, Any]:
+        routes = [*app.routes, *_scores.routes, *(_events.routes if takes_events() else ())]
+        value = get_openapi(title=app.title, version=app.version, routes=routes)
+        [schema], schemas = msgspec.json.schema_components([InferRequest], ref_template="#/components/schemas/{name}")
+        for path, methods in value["paths"].items():
+            if path.endswith("/infer"):
+                methods["post"]["requestBody"] = _body(schema)
+        value["components"] = {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}}
+        value["security"] = [{}, {"key": []}]
+        return value
+
+    return describe
+
+
+def name_of(route: APIRoute) -> str:
+    """What the method of a generated client is called."""
+    return route.name.strip("_") + ("_version" if "{number}" in route.path else "")
+
+
+def _body(schema: dict[str, Any], *kinds: str) -> dict[str, Any]:
+    content = {kind: {"schema": schema} for kind in ("application/json", *kinds)}
+    return {"required": True, "content": content}
+
+
+_scores = APIRouter(tags=["scores"], responses=ERRORS, generate_unique_id_function=name_of)
+_events = APIRouter(tags=["events"], responses=ERRORS, generate_unique_id_function=name_of)
+
+
+@_scores.post("/score/{job}", openapi_extra={"requestBody": _body(_EVENTS)})
+async def _score(job: str, timeout: Time = "2s", *, record: bool = False, key: str | None = None) -> None:  # noqa: ASYNC109 -- it is text
+    """Score one event, a JSON object, or a list of them, as the job's stream does."""
+
+
+@_events.post(
+    "/events/{map}",
+    status_code=202,
+    responses={207: _object("Some are not events"), 400: _object("Nothing of it is an event, or the request is wrong")},
+    openapi_extra={"requestBody": _body(_EVENTS, "text/plain")},
+)
+async def _post_events(map: str, key: str | None = None) -> None:  # noqa: A002 -- as in the path
+    """Put events into a map: an object, or a list of them."""
+
+
+@_events.get("/results/{map}/{key}")
+async def _get_result(
+    map: str,  # noqa: A002 -- as in the path
+    key: str,
+    wait: Time = "0",
+    after: Annotated[str | None, Query(pattern="^(-1|[0-9]{1,18})$")] = None,
+) -> None:
+    """The result of a key; `wait` for one, of an event after a sequence."""
