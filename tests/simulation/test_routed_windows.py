@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 
 import pytest
 import xgboost as xgb
@@ -20,6 +21,11 @@ from gridscore.scoring import window_messages
 from gridscore.testing import Fault
 
 pytestmark = pytest.mark.usefixtures("quiet")
+
+MORE = ROUTED.replace('"1h")', '"1h") + 0 * sum(2 * amount, card, "2h")')
+"""With one window feature more, and the same scores."""
+BIG = MORE.replace("windows: {", "windows: {big: lower(card), ").replace("+ 0", '+ 0 * count(big, "2h") + 0')
+"""And with one of another window, before the other."""
 
 
 @pytest.fixture
@@ -76,6 +82,48 @@ def test_a_worker_may_die_after_each_step_of_both_stages(world, step, workers):
     assert put.done()
     world.pay(10)
     world.settled()
+
+
+@pytest.mark.parametrize("more", [MORE, BIG])
+def test_one_window_more_leaves_the_others_as_they_are(world, more):
+    world.start()
+    world.pay(30)
+    world.settled()
+    counts, paid = Counter(world.counts), Counter(world.paid)
+    (told,) = world.update(more)
+    call = "sum(2 * amount, card, '2h')" if more is MORE else "count(big, '2h')"
+    assert "these begin anew, empty: " in told
+    assert f"`{call}`" in told
+    world.advance(10.0)
+    world.pay(20)
+    world.settled()
+    seen = world.seen_by(call)
+    if more is MORE:
+        assert seen == {card: 2 * (world.paid - paid)[card] for card in world.paid}
+    else:
+        assert seen == {card: (world.counts - counts)[card] or None for card in world.counts}
+
+
+@pytest.mark.parametrize("step", [REQUESTS, ANSWERS, "windows.sim", "results.sim", "gridscore.leases"])
+def test_a_worker_may_die_while_a_window_is_added(world, step):
+    first = world.start()
+    world.pay(10)
+    world.settled()
+    put = world.pay_at_once(40)
+    world.after_the_next(step, 3)
+    world.update(BIG)
+    world.kill(first)
+    world.start()
+    world.settle()
+    world.advance(5.0)
+    world.check()
+    assert put.done()
+    # Events that were being asked for may see themselves; each is in its windows, once.
+    assert world.states() == world.expected()[1]
+    world.pay(10)
+    world.settle()
+    world.advance(3.0)
+    assert world.states() == world.expected()[1]
 
 
 @pytest.mark.parametrize("applied", [True, False])

@@ -1,11 +1,14 @@
 """Windows in the grid, in virtual time: whoever dies, each event counts once, and scores are those of a history."""
 
+import dataclasses
 import math
+import re
 import struct
+from collections import Counter
 
 import pytest
 from hazelcast.errors import HazelcastError
-from window_world import BAD, CARDS, JOB, PARTITIONS, WindowWorld
+from window_world import BAD, CARDS, JOB, MORE, PARTITIONS, WindowWorld
 from world import _data, _text
 
 from gridscore.dead_letters.letters import list_letters
@@ -22,6 +25,8 @@ from gridscore.scoring.window_states import WindowStates
 from gridscore.testing import Fault
 
 pytestmark = pytest.mark.usefixtures("quiet")
+
+COUNT = "count(card, '2h')"
 
 
 @pytest.fixture
@@ -118,7 +123,7 @@ def test_windows_stay_when_an_update_changes_what_they_do_not_hold(world):
     assert record.revision == 2
 
     longer = parse_job(changed.replace('"1h"', '"2h"'), "simulation")
-    with pytest.warns(UserWarning, match="The windows of `sim` begin anew, empty: the update changes"):
+    with pytest.warns(UserWarning, match=r"these begin anew, empty: `sum\(amount, card, '2h'\)`"):
         world.ask(world.client.submit(longer, update=True))
 
 
@@ -135,7 +140,7 @@ def test_windows_stay_when_an_update_changes_what_they_do_not_hold(world):
         ("lateness: 10s", "lateness: 11s", False),
         ("card: card}", "card: lower(card)}", False),
         ("sum(amount,", "sum(amount + 1,", False),
-        ("log_amount: s", "more: count(card, last=2)\n  log_amount: s", False),
+        ("windows: {", "windows: {shop: card, ", True),
     ],
 )
 def test_an_update_says_whether_windows_begin_anew(old, new, stay):
@@ -143,6 +148,102 @@ def test_an_update_says_whether_windows_begin_anew(old, new, stay):
     assert before != after
     assert not window_states.emptied_by_update(before, before)
     assert bool(window_states.emptied_by_update(before, after)) is not stay
+
+
+@pytest.mark.parametrize(
+    ("more", "empty"),
+    [
+        ("count(card, last=2)", ["count(card, last=2)"]),
+        ('sum(amount, card, "2h") + sum(amount, card, "1h")', ["sum(amount, card, '2h')"]),
+        ('max(amount, card, "1h")', []),  # of the same events
+    ],
+)
+def test_an_update_says_which_windows_begin_anew(more, empty):
+    before, after = (parse_job(text, "simulation") for text in (JOB, JOB.replace("log_am", f"more: {more}\n  log_am")))
+    told = window_states.emptied_by_update(before, after)
+    assert re.findall("`(.*?)`", told)[1:-3] == empty
+    assert not window_states.emptied_by_update(after, before)
+
+
+def test_one_window_more_leaves_the_others_as_they_are(world):
+    world.start()
+    world.pay(40)
+    world.settled()
+    before = Counter(world.counts)
+    (told,) = world.update(MORE)
+    assert f"these begin anew, empty: `{COUNT}`" in told
+    world.advance(10.0)
+    world.pay(20)
+    world.settled()  # of those that stay, scores and states are as without an update
+    between = world.counts - before
+    assert world.seen_by(COUNT) == {card: between[card] for card in world.counts}
+    # One that is dropped begins anew where somebody paid meanwhile, and goes on elsewhere.
+    before = Counter(world.counts)
+    world.ask(world.client.rollback("sim"))
+    world.advance(10.0)
+    world.pay(3)
+    world.settled()
+    back = Counter(world.counts)
+    world.update(MORE)
+    world.advance(10.0)
+    world.pay(10)
+    world.settled()
+    had = {card: between[card] for card in back if back[card] == before[card]}
+    assert had
+    assert world.seen_by(COUNT) == {card: (world.counts - back)[card] + had.get(card, 0) for card in world.counts}
+
+
+@pytest.mark.parametrize("step", ["results.sim", "windows.sim", "gridscore.leases"])
+def test_a_worker_may_die_while_a_window_is_added(world, step):
+    first = world.start()
+    world.pay(20)
+    world.settled()
+    put = world.pay_at_once(40)
+    world.after_the_next(step)
+    world.update(MORE)
+    world.kill(first)
+    world.start()
+    world.settled()
+    assert put.done()
+
+
+def test_a_state_of_another_revision_is_written_with_the_parts_of_this_one(world):
+    world.start()
+    world.pay(40)
+    world.settled()
+    record = world.ask(world.client.jobs.get("sim"))
+    record = dataclasses.replace(record, job=parse_job(MORE, "simulation"))
+    states, key = WindowStates(world.grid, record, lambda _: 0, lambda _: True, None), _data(CARDS[0])
+    cursor = Cursor(partition_of(key, PARTITIONS), 1_000)
+    found = world.ask(states.fetch([(cursor, [key])]))
+    # An event that changed nothing in these parts may have changed what others had of it.
+    assert states.changed(cursor, found).keys() == {key}
+    assert not states.changed(cursor, found)
+
+
+def test_a_worker_of_the_revision_before_leaves_no_hole(world):
+    first, _ = world.start(), world.start()
+    world.pay(20)
+    world.settled()
+    # The second does not hear of the update.
+    world.cluster.faults.append(Fault("timeout", applied=False, map="gridscore.jobs", client="w2", times=100_000))
+    world.update(MORE)
+    world.advance(10.0)
+    world.pay(20)
+    world.kill(first)
+    world.advance(15.0)
+    before = Counter(world.counts)
+    world.pay(20)
+    world.settle()
+    world.cluster.faults.clear()
+    world.advance(15.0)
+    dropped = Counter(world.counts)
+    world.pay(20)
+    world.settled()
+    seen, now = world.seen_by(COUNT), world.counts - dropped
+    cards = [card for card in seen if dropped[card] > before[card]]
+    assert len(cards) > 5
+    assert {card: seen[card] for card in cards} == {card: now[card] for card in cards}
 
 
 def test_an_event_that_lies_under_another_key_than_it_says_becomes_a_dead_letter(world):
@@ -332,7 +433,7 @@ def change_state(world, card, change):
             if key == _data(card):
                 entry = window_states._decode(_text(value).encode())
                 entry.state = change(entry.state)
-                text = window_states._encode(entry)
+                text = window_states.encode_entry(entry)
                 entries.put(
                     key, bytes(4) + (-130).to_bytes(4, "big", signed=True) + len(text).to_bytes(4, "big") + text
                 )

@@ -1,12 +1,16 @@
 """A world whose events are of cards that pay again and again, and whose scores depend on what came before."""
 
 import json
+import math
+import warnings
 from collections import Counter, defaultdict
 
 import xgboost as xgb
 from world import BOOSTER, World, _data, _text
 
 from gridscore.features import EventDecoder, FeaturePlan
+from gridscore.features.window_kernel import loaded
+from gridscore.features.window_parts import Parts
 from gridscore.features.windows import Windows
 from gridscore.job import parse_job
 from gridscore.operations.window_state import state_of
@@ -26,6 +30,8 @@ features:
 model: {name: sim, alias: champion}
 results: results.sim
 """
+MORE = JOB.replace('"1h")', '"1h") + 0 * count(card, "2h")')
+"""With one window feature more, and the same scores."""
 PARTITIONS = 4
 BAD = 666_666.0
 CARDS = [f"card{number}" for number in range(12)]
@@ -39,8 +45,9 @@ class WindowWorld(World):
         self.spec = parse_job(job, "simulation")
         self.scores = defaultdict(set)
         self.changes = defaultdict(int)  # of maps
+        self.history, self.until = [], -math.inf
         self.clock = 1_700_000_000.0
-        self.paid = Counter()
+        self.paid, self.counts = Counter(), Counter()
         watch = self.ledger.changed
 
         def changed(name, partition, change):
@@ -56,6 +63,8 @@ class WindowWorld(World):
 
     def _check_state(self, partition, epoch):
         lease = self.ledger.leases.get(partition)
+        if not epoch and (lease is None or not lease["owner"]):
+            return  # it was loaded
         if lease is None or epoch != lease["epoch"] or not lease["owner"]:
             self.ledger.broken.append(f"{partition}: a state of epoch {epoch} while the lease is {lease}")
 
@@ -68,6 +77,7 @@ class WindowWorld(World):
         """A card and its next payment."""
         amount = float(self.random.randint(1, 900))
         self.paid[card] += amount
+        self.counts[card] += 1
         return card, {"card": card, "amount": amount, "time": self.clock}
 
     def pay(self, count):
@@ -85,10 +95,19 @@ class WindowWorld(World):
 
         return self.user.create_task(put())
 
+    def loaded(self):
+        """The states of a history that was loaded, by card."""
+        if not self.history:
+            return {}
+        windows = Windows(self.spec)
+        events = EventDecoder(self.spec).decode_all([json.dumps(each).encode() for each in self.history])
+        _, (after,) = windows.apply(events, windows.inputs(events), [{}])
+        return {card: loaded(state, self.until) for card, state in after.items()}
+
     def expected(self):
         """Score of each event by partition and sequence, and the state of each card: of a history in journal order."""
         windows, decoder, plan = Windows(self.spec), EventDecoder(self.spec), FeaturePlan(self.spec, {}, {})
-        scores, states = {}, {}
+        scores, states = {}, {_data(card): state for card, state in self.loaded().items()}
         for partition in range(self.partitions):
             ring = self.cluster.partition("events.sim", partition).ring
             texts = [_text(change.value).encode() for change in ring.read(ring.oldest, ring.capacity)]
@@ -97,7 +116,7 @@ class WindowWorld(World):
                 continue
             sequences, texts = map(list, zip(*numbered, strict=True))
             events = decoder.decode_all(texts)
-            events, (after,) = windows.apply(events, windows.inputs(events), [{}], sequences)
+            events, (after,) = windows.apply(events, windows.inputs(events), [self.loaded()], sequences)
             matrix = xgb.DMatrix(plan.matrix(events), feature_names=["amount", "log_amount"])
             scores |= {
                 (partition, s): float(score) for s, score in zip(sequences, BOOSTER.predict(matrix), strict=True)
@@ -111,16 +130,29 @@ class WindowWorld(World):
 
     def sums(self):
         """What the window of each card holds."""
-        record = self.ask(self.client.jobs.get("sim"))
-        found = {card: self.ask(state_of(self.grid, record, card)).values for card in CARDS if self.paid[card]}
-        return {card: values["sum(amount, card, '1h')"] for card, values in found.items()}
+        return self.seen_by("sum(amount, card, '1h')")
 
     def states(self):
-        found = {}
+        """The states, of any revision of the job: what they have of the parts that the first one had."""
+        found, parts = {}, Parts(self.spec, Windows(self.spec).layouts, 0)
         for partition in range(self.partitions):
             for key, value in self.cluster.partition("windows.sim", partition):
-                found[key] = window_states._decode(_text(value).encode()).state
+                entry = window_states._decode(_text(value).encode())
+                is_fit = entry.parts in (b"", *parts.series)
+                found[key] = entry.state if is_fit else parts.fitted(0, entry.state, entry.parts)
         return found
+
+    def update(self, job, **options):
+        """Submit another revision; returns what is said of it."""
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", UserWarning)
+            self.ask(self.client.submit(parse_job(job, "simulation"), update=True, **options))
+        return [str(each.message) for each in told]
+
+    def seen_by(self, call):
+        """What a call says of each card that has paid."""
+        record = self.ask(self.client.jobs.get("sim"))
+        return {card: self.ask(state_of(self.grid, record, card)).values.get(call) for card in CARDS if self.paid[card]}
 
     def settled(self):
         """Let time pass until all is scored; then scores and states are those of a history."""

@@ -25,7 +25,7 @@ from gridscore.operations.restore import Restore
 from gridscore.operations.restore_points import KEPT, BackupError, Folder, Point
 from gridscore.operations.window_state import state_of
 from gridscore.scoring.window_messages import key_in
-from gridscore.scoring.window_states import Entry, _decode, _encode, for_another_grid
+from gridscore.scoring.window_states import Entry, _decode, encode_entry, for_another_grid
 from gridscore.sinks.records import register
 from gridscore.sources.position import Beginning, Positions
 from gridscore.sources.status import SourceStats
@@ -545,7 +545,7 @@ async def test_a_map_that_is_too_large_is_told_by_name(tmp_path, monkeypatch):
 
 def test_a_state_says_nothing_of_journals_that_are_gone():
     state = (5).to_bytes(8, "little") + b"rest"
-    text = _encode(Entry("tag", 3, state, 7))
+    text = encode_entry(Entry("tag", 3, state, 7))
     kept = _decode(for_another_grid(b"\0\0\0\0key", text))
     assert (kept.state, kept.windows, kept.at) == (b"\xff" * 8 + b"rest", "tag", 7)
     assert for_another_grid(key_in(1, 5, ":0:"), text) is None

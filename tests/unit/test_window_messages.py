@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gridscore.features.window_parts import Parts
 from gridscore.features.windows import Windows
 from gridscore.grid.wire import Page
 from gridscore.grid.writer import partition_of
@@ -29,13 +30,25 @@ from gridscore.scoring.window_messages import (
 from gridscore.scoring.window_requests import AT_ONCE, portions
 
 COUNT = 13
-WINDOWS = Windows(
-    parse_job(
-        "job: j\nevents: e\norder_by: time\nschema: {card: string, amount: float, time: {type: timestamp, unit: s}}\n"
-        "windows: {card: card}\nfeatures: {a: 'sum(amount, card, \"1h\", where=amount > 1)'}\nmodel: m\nresults: r\n",
-        "it",
-    )
-)
+JOB = """\
+job: j
+events: e
+order_by: time
+schema: {card: string, amount: float, time: {type: timestamp, unit: s}}
+windows: {card: card}
+features: {a: 'sum(amount, card, "1h", where=amount > 1)'}
+model: m
+results: r
+"""
+WINDOWS = Windows(parse_job(JOB, "it"))
+
+
+def parts_of(text=JOB, run=0):
+    job = parse_job(text, "it")
+    return Parts(job, Windows(job).layouts, run)
+
+
+PARTS = parts_of()
 KEY = entity_key("card", "c7")
 HOME = partition_of(KEY, COUNT)
 
@@ -55,22 +68,31 @@ def asked(**changes):
     return found._replace(**changes)
 
 
-def read(text, partition=HOME):
-    return window_messages.read_request(text, "tag", WINDOWS, partition, COUNT)
+def read(text, partition=HOME, parts=PARTS):
+    return window_messages.read_request(text, parts, partition, COUNT)
 
 
 def test_a_request_comes_back_as_it_was():
-    found = read(window_messages.request_text("tag", asked()))
+    found = read(window_messages.request_text(PARTS, asked()))
     for one, other in zip(found, asked(), strict=True):
         assert one.tobytes() == other.tobytes() if isinstance(one, np.ndarray) else one == other
-    assert read(window_messages.request_text("another", asked())) is None
+    assert read(window_messages.request_text(parts_of(run=1), asked())) is None
+
+
+def test_a_request_of_another_revision_is_understood_as_far_as_it_says_what_a_window_holds():
+    other = parts_of(JOB.replace("{a: '", "{b: 'sum(amount * 2, card, \"2h\")', a: '"))
+    sent = asked(columns=np.array([[1.0, 2.0, 3.0]]))
+    both = read(window_messages.request_text(PARTS, sent), parts=other).columns
+    assert both.shape == (2, 3)
+    assert np.isnan(both[0]).all()
+    assert both[1].tolist() == [1.0, 2.0, 3.0]
+    back = read(window_messages.request_text(other, sent._replace(columns=both))).columns
+    assert back.tolist() == [[1.0, 2.0, 3.0]]
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"window": 1},
-        {"window": -1},
         {"partitions": np.array([3, 3, 13], np.int32)},
         {"partitions": np.array([3, -1, 12], np.int32)},
         {"partitions": np.array([3, 3], np.int32)},
@@ -85,12 +107,12 @@ def test_a_request_comes_back_as_it_was():
 )
 def test_a_request_that_does_not_fit_is_refused(changes):
     with pytest.raises(ValueError, match=r".+"):
-        read(window_messages.request_text("tag", asked(**changes)))
+        read(window_messages.request_text(PARTS, asked(**changes)))
 
 
 def test_one_for_another_partition_is_refused():
     with pytest.raises(ValueError, match="another partition"):
-        read(window_messages.request_text("tag", asked()), (HOME + 1) % COUNT)
+        read(window_messages.request_text(PARTS, asked()), (HOME + 1) % COUNT)
 
 
 @given(st.binary(max_size=300) | st.from_type(Request).map(msgspec.json.encode))

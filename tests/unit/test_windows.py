@@ -359,13 +359,15 @@ KINDS = {
     window_kernel.Kind.DECAY: ("decayed", 1),
 }
 """A feature with a series of each kind, and how many closed elements that may have."""
-WRONG = {"sequence": -2, "newest": math.nan, "floor": math.nan}
+WRONG = {"sequence": -2, "newest": math.nan, "floor": math.nan, "until": math.inf}
 """The head of a state; what it may not hold."""
 
 
-def state_of(closed: int, elements: list[tuple], *, sequence=5, newest=NEWEST, floor=NEWEST - 300, late=0) -> bytes:
+def state_of(
+    closed: int, elements: list[tuple], *, sequence=5, newest=NEWEST, floor=NEWEST - 300, until=-math.inf, late=0
+) -> bytes:
     """A state of two series of which the first has these elements: time, count, numbers."""
-    parts = [struct.pack("<qddIHH", sequence, newest, floor, late, closed, len(elements))]
+    parts = [struct.pack("<qdddIHH", sequence, newest, floor, until, late, closed, len(elements))]
     parts += [struct.pack(f"<dI{len(rest)}d", time, count, *rest) for time, count, *rest in elements]
     return b"".join([*parts, struct.pack("<HHdId", 0, 1, NEWEST, 1, 7.0)])
 

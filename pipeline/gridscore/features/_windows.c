@@ -15,7 +15,7 @@
 
 enum { SPAN, LAST, VALUES, DECAY, ROWS };
 enum { COUNT, SUM, MEAN, MIN, MAX, STD, FIRST, NEWEST, LAG, DISTINCT, SEEN, SINCE, DECAYED, FUNCTIONS };
-enum { MAX_OPEN = 128, MAX_CLOSED = 64, CELLS = 32, MAX_VALUES = 256, MOST_LAST = 1000, HALF_LIVES = 32, HEADER = 28 };
+enum { MAX_OPEN = 128, MAX_CLOSED = 64, CELLS = 32, MAX_VALUES = 256, MOST_LAST = 1000, HALF_LIVES = 32, HEADER = 36 };
 /* A state has no more elements in a series than this; one is added before the oldest is closed. */
 enum { ROOM = MAX_OPEN + MOST_LAST + 2 };
 /* Instead of the sequence of an event that only looks. */
@@ -41,7 +41,7 @@ typedef struct {
 
 typedef struct {
     int64_t sequence;
-    double newest, floor;
+    double newest, floor, until;
     uint32_t late;
 } Entity;
 
@@ -160,7 +160,7 @@ static void close_oldest(Kept *kept)
 static void apply(Entity *entity, Kept *series, int count, double lateness, int64_t sequence, double time,
                   const double *columns, Py_ssize_t step)
 {
-    if ((sequence >= 0 && sequence <= entity->sequence) || sequence == LOOK)
+    if ((sequence >= 0 && sequence <= entity->sequence) || sequence == LOOK || time < entity->until)
         return;
     if (sequence > entity->sequence)
         entity->sequence = sequence;
@@ -315,7 +315,7 @@ static int read_bytes(const char **at, const char *end, void *to, size_t count)
 /* Returns why a state is not one of these series; NULL if it is. */
 static const char *decode(Entity *entity, Kept *series, int count, const char *at, Py_ssize_t length)
 {
-    *entity = (Entity){-1, -INFINITY, -INFINITY, 0};
+    *entity = (Entity){-1, -INFINITY, -INFINITY, -INFINITY, 0};
     for (int i = 0; i < count; i++)
         series[i].closed = series[i].total = 0;
     if (!length)
@@ -327,9 +327,10 @@ static const char *decode(Entity *entity, Kept *series, int count, const char *a
     read_bytes(&at, end, &entity->sequence, 8);
     read_bytes(&at, end, &entity->newest, 8);
     read_bytes(&at, end, &entity->floor, 8);
+    read_bytes(&at, end, &entity->until, 8);
     read_bytes(&at, end, &entity->late, 4);
     if (entity->sequence < -1 || !(entity->newest >= FIRST_TIME && entity->newest < END_TIME) ||
-        !(entity->floor <= entity->newest))
+        !(entity->floor <= entity->newest) || !(entity->until < END_TIME))
         return foreign;
     for (int i = 0; i < count; i++) {
         int kind = series[i].kind;
@@ -388,6 +389,7 @@ static PyObject *encode(const Entity *entity, const Kept *series, int count)
     PUT(&entity->sequence, 8);
     PUT(&entity->newest, 8);
     PUT(&entity->floor, 8);
+    PUT(&entity->until, 8);
     PUT(&entity->late, 4);
     for (int i = 0; i < count; i++) {
         uint16_t counts[2] = {(uint16_t)series[i].closed, (uint16_t)series[i].total};

@@ -130,10 +130,9 @@ def definitions_of(job: Job) -> Definitions:
     )
 
 
-def window_fields(job: Job, held: Iterable[Node]) -> dict[str, str]:
-    """The fields of events that windows depend on, as they are declared: what they hold, their keys, the order."""
-    keys = [node for name in job.used_windows for node in compile_keys(job.windows[name], job.schema_)]
-    return _field_texts(job, {("", str(job.order_by)), *_inputs([*held, *keys])})
+def window_fields(job: Job, nodes: Iterable[Node]) -> dict[str, str]:
+    """The fields of events that some of what windows hold, or their keys, depend on, as they are declared."""
+    return _field_texts(job, {("", str(job.order_by)), *_inputs(nodes)})
 
 
 def looked_up_by(job: Job) -> dict[str, set[str]]:

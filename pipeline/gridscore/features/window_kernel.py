@@ -8,6 +8,7 @@ order in which they came leaves no trace. An element is an event, or several tha
   are *closed*, one after the other, in their order.
 - Closed elements are put together where there are many of them (see `Kind`); those that no event can see any more go.
 - At most `MAX_OPEN` elements of a series are above the floor. Where there are more, it rises.
+- A state that was made of a history up to a moment (`until`) has all events before it: such a one only looks.
 """
 
 from __future__ import annotations
@@ -68,11 +69,11 @@ FUNCTIONS = (
     "decayed",
 )
 
-_HEADER = struct.Struct("<qddI")
+_HEADER = struct.Struct("<qdddI")
 LOOK = -2
 """Instead of the sequence of an event that only looks."""
 
-EMPTY_HEAD = _HEADER.pack(-1, -math.inf, -math.inf, 0)
+EMPTY_HEAD = _HEADER.pack(-1, -math.inf, -math.inf, -math.inf, 0)
 """What the state of an entity without events would begin with."""
 _COUNTS = struct.Struct("<HH")
 _ELEMENT = struct.Struct("<dI")
@@ -89,7 +90,7 @@ MOST_BYTES = {
 }
 """The most that an entity's state takes: its head, and a series of each kind; of `LAST`, without the last."""
 
-_FOREIGN = "a state is not one of these windows"
+_FOREIGN, _CUT = "a state is not one of these windows", "a state is cut off"
 _NAN = math.nan
 _MOST = 2**32 - 1
 
@@ -101,12 +102,14 @@ class Head(NamedTuple):
         sequence: Of the newest event that was added; -1 if that is not known.
         newest: Time of the newest event.
         floor: Time below which nothing is added.
+        until: Time before which all events are in it already, by a history.
         late: Events that were too late.
     """
 
     sequence: int
     newest: float
     floor: float
+    until: float
     late: int
 
 
@@ -119,7 +122,51 @@ def head_of(state: bytes) -> Head:
     try:
         return Head(*_HEADER.unpack_from(state))
     except struct.error:
-        raise ValueError("a state is cut off") from None
+        raise ValueError(_CUT) from None
+
+
+def loaded(state: bytes, until: float) -> bytes:
+    """A state that was made of the events before a moment, which says so."""
+    head = head_of(state)
+    return _HEADER.pack(*head._replace(until=until)) + state[_HEADER.size :]
+
+
+def cut(state: bytes, bare: Sequence[bool]) -> tuple[bytes, list[bytes]]:
+    """A state's head, and the bytes of each of its series, given whether these keep no values.
+
+    Raises:
+        ValueError: It is not a state of such series.
+    """
+    place, parts = _HEADER.size, []
+    try:
+        for one in bare:
+            begin = place
+            closed, total = _COUNTS.unpack_from(state, place)
+            if closed > total:
+                raise ValueError(_FOREIGN)
+            place += _COUNTS.size
+            for _ in range(total):
+                _, count = _ELEMENT.unpack_from(state, place)
+                place += _ELEMENT.size + (0 if one else _VALUE.size if count == 1 else _MANY.size)
+            parts.append(state[begin:place])
+    except struct.error:
+        raise ValueError(_CUT) from None
+    if place != len(state):
+        raise ValueError(_FOREIGN)
+    return state[: _HEADER.size], parts
+
+
+def last_of(part: bytes, series: Sequence[float]) -> bytes:
+    """The bytes of a series, which may have kept more of the last events than it does now; none: an empty one."""
+    if not part:
+        return _COUNTS.pack(0, 0)
+    kept = _Kept(series)
+    closed, total = _COUNTS.unpack_from(part)
+    if not kept.last or closed <= kept.last:
+        return part
+    gone = closed - kept.last
+    begin = _COUNTS.size + gone * (_ELEMENT.size + (0 if kept.bare else _VALUE.size))
+    return _COUNTS.pack(kept.last, total - gone) + part[begin:]
 
 
 class _Element(NamedTuple):
@@ -239,26 +286,27 @@ class _Entity:
     """An entity's state."""
 
     def __init__(self, specs: Sequence[Sequence[float]], state: bytes) -> None:
-        self.sequence, self.newest, self.floor, self.late = -1, -math.inf, -math.inf, 0
+        self.sequence, self.newest, self.floor, self.until, self.late = _HEADER.unpack(EMPTY_HEAD)
         self.series = [_Kept(spec) for spec in specs]
         if not state:
             return
         try:
-            self.sequence, self.newest, self.floor, self.late = _HEADER.unpack_from(state)
-            if self.sequence < -1 or not FIRST <= self.newest < END or not self.floor <= self.newest:
+            self.sequence, self.newest, self.floor, self.until, self.late = _HEADER.unpack_from(state)
+            is_timely = FIRST <= self.newest < END and self.floor <= self.newest and self.until < END
+            if self.sequence < -1 or not is_timely:
                 raise ValueError(_FOREIGN)
             place = _HEADER.size
             for kept in self.series:
                 place = _decode(kept, state, place, self.newest)
         except struct.error:
-            raise ValueError("a state is cut off") from None
+            raise ValueError(_CUT) from None
         if place != len(state):
             raise ValueError("a state is too long")
 
     def encode(self) -> bytes:
         if self.newest < FIRST:
             return b""  # it has had no events
-        parts = [_HEADER.pack(self.sequence, self.newest, self.floor, self.late)]
+        parts = [_HEADER.pack(self.sequence, self.newest, self.floor, self.until, self.late)]
         for kept in self.series:
             parts.append(_COUNTS.pack(kept.closed, len(kept.elements)))
             for each in kept.elements:
@@ -270,7 +318,7 @@ class _Entity:
 
     def apply(self, lateness: float, sequence: int, time: float, values: Sequence[float]) -> None:
         """Add an event, unless it was added before, or only looks."""
-        if 0 <= sequence <= self.sequence or sequence == LOOK:
+        if 0 <= sequence <= self.sequence or sequence == LOOK or time < self.until:
             return
         self.sequence = max(self.sequence, sequence)
         if time < self.floor:

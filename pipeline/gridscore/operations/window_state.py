@@ -11,7 +11,7 @@ from gridscore.features.windows import Windows, texts_of
 from gridscore.grid.entries import values_of
 from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.scoring.window_messages import entity_key
-from gridscore.scoring.window_states import keys_of, map_of, read_entry
+from gridscore.scoring.window_states import keys_of, map_of, parts_of, read_entry
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
@@ -49,13 +49,13 @@ async def state_of(grid: Grid, record: JobRecord, entity: str) -> EntityState:
     if not job.used_windows:
         raise JobError(f"The job `{job.name}` has no windows.")
     name, windows, texts = map_of(job.name), Windows(job), texts_of(job)
-    writer, found, is_there = MapWriter(grid, name), [], False
+    writer, parts, found, is_there = MapWriter(grid, name), parts_of(record, windows), [], False
     for number, layout in enumerate(windows.layouts):
         keys = [entity_key(layout.name, entity)] if job.routes_windows else keys_of(job, entity, writer.serialize_key)
         for key in keys:
             there = await values_of(grid, name, partition_of(key, grid.partition_count), [key])
             is_there = is_there or bool(there)
-            if (entry := read_entry(there.get(key, b""), record, windows, number)) is None:
+            if (entry := read_entry(there.get(key, b""), parts, windows, number)) is None:
                 continue
             head, seen = windows.look(number, entry.state)
             present = [None if math.isnan(value) else value for value in seen]

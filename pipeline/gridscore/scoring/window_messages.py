@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from gridscore.features.window_kernel import EMPTY_HEAD
+from gridscore.features.window_parts import names_of
 from gridscore.grid.cutting import LONG, TEXT_HEADER
 from gridscore.grid.wire import string_data
 from gridscore.grid.writer import partition_of
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gridscore.features.window_parts import Parts
     from gridscore.features.windows import Windows
     from gridscore.job import Job
 
@@ -78,9 +80,9 @@ def subscription_of(job: str) -> Subscription:
     return Subscription(group_of(job), request_map(job), "oldest", "continue")
 
 
-def tag_of(states: str, windows: Windows) -> str:
-    """Tells requests and answers of these windows, whose states have a tag, from those that ask something else."""
-    text = repr((states, [(layout.calls, layout.outputs) for layout in windows.layouts]))
+def tag_of(parts: Parts, windows: Windows) -> str:
+    """Tells answers of these windows, whose states have these parts, from those that say something else."""
+    text = repr((parts.tags, parts.series, [(layout.calls, layout.outputs) for layout in windows.layouts]))
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
@@ -117,8 +119,8 @@ class Request(msgspec.Struct, array_like=True, frozen=True):
     """Events that ask a window, as the map has them: columns as `_KINDS` says, but for the keys.
 
     Attributes:
-        windows: See `tag_of`.
-        window: Number of the window.
+        window: The tag of the window; see `Parts`.
+        held: The names of the columns: an update may have changed which there are.
         again: Whether an answer is overdue.
         origins: The first epoch of each event's partition's journal as it is.
         numbers: See `number_of`.
@@ -128,8 +130,8 @@ class Request(msgspec.Struct, array_like=True, frozen=True):
         keys: Of the state of its entity, serialized.
     """
 
-    windows: str
-    window: int
+    window: str
+    held: bytes
     again: bool
     partitions: bytes
     origins: bytes
@@ -186,29 +188,34 @@ _request = msgspec.json.Decoder(Request).decode
 answer_of = msgspec.json.Decoder(Answer).decode
 
 
-def request_text(windows: str, asked: Asked) -> bytes:
+def request_text(parts: Parts, asked: Asked) -> bytes:
     """A request as the map has it."""
     lengths = np.fromiter(map(len, asked.keys), np.int32, len(asked.keys))
-    parts = [each.tobytes() for each in (*asked[2:-1], lengths)] + [b"".join(asked.keys)]
-    return encode(Request(windows, asked.window, asked.again, *parts))
+    rest = [each.tobytes() for each in (*asked[2:-1], lengths)] + [b"".join(asked.keys)]
+    return encode(Request(parts.tags[asked.window], parts.columns[asked.window], asked.again, *rest))
 
 
-def read_request(text: bytes, tag: str, windows: Windows, partition: int, partition_count: int) -> Asked | None:
+def read_request(text: bytes, parts: Parts, partition: int, partition_count: int) -> Asked | None:
     """The events of a request in a partition; None if it is of other windows.
+
+    Of another revision of the job, it may lack columns: these events are in no part that needs them.
 
     Raises:
         ValueError: It is not one, or does not belong there.
     """
     found = _request(text)
-    if found.windows != tag:
+    if found.window not in parts.tags:
         return None
-    if not 0 <= found.window < len(windows.layouts):
-        raise ValueError("there is no such window")
+    window = parts.tags.index(found.window)
     read: list[Any] = [np.frombuffer(getattr(found, name), kind) for name, kind in _KINDS.items()]
     *plain, columns, lengths = read
     partitions, count = plain[0], len(plain[0])
-    columns = columns.reshape(len(windows.layouts[found.window].columns), count)
-    asked = Asked._make([found.window, found.again, *plain, columns, _cut(found.keys, lengths.tolist())])
+    there = names_of(found.held)
+    columns = columns.reshape(len(there), count)
+    if found.held != parts.columns[window]:
+        rows = dict(zip(there, columns, strict=True))
+        columns = np.array([rows.get(name, np.full(count, np.nan)) for name in names_of(parts.columns[window])])
+    asked = Asked._make([window, found.again, *plain, columns, _cut(found.keys, lengths.tolist())])
     if {len(each) for each in (*plain, asked.keys)} != {count}:
         raise ValueError("its columns are not equally long")
     if count and (partitions.min() < 0 or partitions.max() >= partition_count):

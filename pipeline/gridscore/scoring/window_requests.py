@@ -137,7 +137,7 @@ class WindowRequests:
         self._group = group
         self._states = states
         self.windows = states.windows
-        self._tag = tag_of(states.tag, states.windows)
+        self._tag = tag_of(states.parts, states.windows)
         self._requests = MapWriter(grid, request_map(job.name))
         self._put_there = Journal(grid, request_map(job.name))
         self._answers = answer_map(job.name)
@@ -290,7 +290,7 @@ class WindowRequests:
                 keys,
             )
             until = min(batch.cursors[each].until for each in set(partitions))
-            where, text = key_in(partition, self._grid.partition_count, ""), request_text(self._tag, asked)
+            where, text = key_in(partition, self._grid.partition_count, ""), request_text(self._states.parts, asked)
             put = self._requests.put_partition(partition, [where], [text], until=until)
             put.add_done_callback(self._heard)
             batch.puts.append((put, places))

@@ -125,7 +125,7 @@ class WindowStage:
         self.states = WindowStates(grid, record, lambda _partition: 0, self.group.settled, self.group.bounds)
         self.group.read_at_most(self.states.page_events)
         self._mean_events = 1.0  # of a request, about
-        self._tag = tag_of(self.states.tag, self.states.windows)
+        self._tag = tag_of(self.states.parts, self.states.windows)
         self._states = MapWriter(grid, self.states.map_name)
         self._answers = MapWriter(grid, answer_map(name))
         self._found: dict[int, tuple[Cursor, set[tuple[int, int]]]] = {}
@@ -221,7 +221,7 @@ class WindowStage:
 
     def _read(self, partition: int, text: bytes) -> Asked | None:
         try:
-            return read_request(text, self._tag, self.states.windows, partition, self._grid.partition_count)
+            return read_request(text, self.states.parts, partition, self._grid.partition_count)
         except (ValueError, RecursionError) as error:
             _log.warning("%s: a request in partition %d is passed over, it is not one: %s", self.name, partition, error)
             return None
@@ -237,8 +237,8 @@ class WindowStage:
         numbers = {
             number for _, asked in part.requests if asked.window == window for number in parts_of(asked.partitions)
         }
-        count = self._grid.partition_count
-        return {number: key_in(part.partition, count, f":{window}.{number}:") for number in numbers}
+        count, name = self._grid.partition_count, self.states.windows.layouts[window].name
+        return {number: key_in(part.partition, count, f":{name}:{number}:") for number in numbers}
 
     async def _standing(self, parts: Iterable[_Part]) -> dict[tuple[int, bytes], tuple[int, int, int]]:
         """Origin, number and mark of the answers where doubtful events may have theirs, by partition and key."""

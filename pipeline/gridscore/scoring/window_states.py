@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import hashlib
 import logging
 import math
 import struct
@@ -26,10 +25,10 @@ import numpy as np
 from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError
-from gridscore.features.definitions import window_fields
 from gridscore.features.times import END
 from gridscore.features.window_kernel import HALF_LIVES, Kind, head_of
-from gridscore.features.windows import Inputs, Windows, is_compiled
+from gridscore.features.window_parts import Parts, names_of
+from gridscore.features.windows import Inputs, Windows, is_compiled, texts_of
 from gridscore.grid.copies import payload
 from gridscore.grid.cutting import INTEGER, LONG, STRING
 from gridscore.grid.entries import values_of, walk
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
     from gridscore.group.lease_records import LeaseRecord
     from gridscore.group.reader import Cursor
     from gridscore.job import Job, JobRecord
-    from gridscore.job.nodes import Node
 
 _log = logging.getLogger(__name__)
 
@@ -73,9 +71,7 @@ _LAST_SECONDS = 90 * 86_400
 """How long windows over the last events are kept, which have no end."""
 
 _LOG_SECONDS = 1.0
-
-_FORMAT = 1
-"""Of states: another one begins anew."""
+_NAMED = 5
 
 _UNKNOWN = struct.pack("<q", -1)
 
@@ -84,19 +80,21 @@ class Entry(msgspec.Struct, omit_defaults=True):
     """What the map has of an entity.
 
     Attributes:
-        windows: Tells of which windows it is.
+        windows: The tag of its window; see `Parts`.
         epoch: Under which it was written.
         state: The kernel's bytes.
         at: When it was written, in seconds since 1970; 0 by an older version of Gridscore.
+        parts: The names of the state's parts; none of a ledger.
     """
 
     windows: str
     epoch: int
     state: bytes
     at: int = 0
+    parts: bytes = b""
 
 
-_encode = msgspec.json.Encoder().encode
+encode_entry = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Entry).decode
 
 
@@ -114,6 +112,11 @@ def look_back_seconds(job: Job) -> float:
         for each in layout.series
     )
     return longest + job.lateness_seconds
+
+
+def ahead_seconds(job: Job) -> float:
+    """How far the time of an event may be ahead of the clock of who takes it."""
+    return job.lateness_seconds + _AHEAD_SECONDS
 
 
 def keep_seconds(job: Job) -> int:
@@ -138,17 +141,29 @@ def for_another_grid(key: bytes, text: bytes) -> bytes | None:
     if any(key[:4]):  # a ledger: the only keys whose partition was chosen
         return None
     entry = _decode(text)
-    return _encode(msgspec.structs.replace(entry, state=_without_sequence(entry.state)))
+    return encode_entry(msgspec.structs.replace(entry, state=_without_sequence(entry.state)))
 
 
-def read_entry(value: bytes, record: JobRecord, windows: Windows, number: int) -> Entry | None:
-    """What a serialized value of the map says; None if that is not a state of that window, by its number."""
+def parts_of(record: JobRecord, windows: Windows) -> Parts:
+    """What the states of this run of a job are made of: those of before a restart begin anew."""
+    return Parts(record.job, windows.layouts, (record.submitted_at, record.restarts))
+
+
+def read_entry(value: bytes, parts: Parts, windows: Windows, number: int) -> Entry | None:
+    """What a serialized value of the map says, with the parts that the job has.
+
+    None if that is not a state of that window, by its number.
+    """
     try:
         entry = _decode(payload(value))
+        if entry.windows != parts.tags[number]:
+            return None
+        if entry.parts != parts.series[number]:
+            entry.state = parts.fitted(number, entry.state, entry.parts)
         windows.look(number, entry.state)
     except (ValueError, RecursionError):
         return None
-    return entry if entry.windows == _tag_of(record, windows) else None
+    return entry
 
 
 def keys_of(job: Job, entity: str, serialize: Callable[[Any], bytes]) -> list[bytes]:
@@ -190,7 +205,10 @@ class WindowStates:
         self.windows = Windows(job)
         self.broken = 0
         self.map_name = map_of(job.name)
-        self.tag = _tag_of(record, self.windows)
+        self.parts = parts_of(record, self.windows)
+        # Of windows with other keys than the events', those of states begin with the name.
+        names = {layout.name.encode(): number for number, layout in enumerate(self.windows.layouts)}
+        self._numbers = names if job.routes_windows else None
         self._known: dict[int, tuple[Cursor, dict[bytes, bytes]]] = {}
         self._bytes = 0
         self._most_bytes = sum(layout.most_bytes for layout in self.windows.layouts)
@@ -220,7 +238,7 @@ class WindowStates:
             scored: Whether they have a result. Such a one may be ahead of the clock: another worker's let it pass.
         """
         bad, now = {} if self._job.routes_windows else self.misplaced(events, keys), time.time()
-        end = now + self._job.lateness_seconds + _AHEAD_SECONDS
+        end = now + ahead_seconds(self._job)
         if ahead := self.windows.untimely(events, min(END, end)):
             clock = dt.datetime.fromtimestamp(now, dt.UTC).isoformat(timespec="seconds")
             why = f", ahead of this worker's clock ({clock}) by more than a day and the job's `lateness`"
@@ -272,7 +290,11 @@ class WindowStates:
     async def _read(self, cursor: Cursor, keys: list[bytes]) -> dict[bytes, bytes]:
         values = await values_of(self._grid, self.map_name, cursor.partition, keys)
         origin = self._origin(cursor.partition)
-        states = {key: self._opened(values[key], origin) if key in values else b"" for key in keys}
+        states, fitted = dict.fromkeys(keys, b""), set[bytes]()
+        for key, value in values.items():
+            states[key], is_fitted = self._opened(key, value, origin)
+            if is_fitted:
+                fitted.add(key)
         # Where events are read again, states may be ahead of them, but not of the journal.
         if ahead := {key for key, state in states.items() if state and head_of(state).sequence >= cursor.offset}:
             try:
@@ -283,22 +305,38 @@ class WindowStates:
                 if head_of(states[key]).sequence > newest:
                     self._broken("its sequence is not one of the journal", "its sequence is taken as unknown")
                     states[key] = _without_sequence(states[key])
-        self._keep(cursor, states)
+        # The grid has these with other parts. Whatever an event changes in them, they are written with those that there
+        # are now: a part of before would lack the event, should another update bring it back.
+        self._keep(cursor, {key: state for key, state in states.items() if key not in fitted})
         return states
 
-    def _opened(self, value: bytes, origin: int) -> bytes:
+    def _opened(self, key: bytes, value: bytes, origin: int) -> tuple[bytes, bool]:
+        """The state under a key, and whether the grid has it with other parts."""
         try:
-            entry = _decode(payload(value))
-            if entry.windows != self.tag:
-                return b""  # of other windows, or of before a restart
-            newest = head_of(entry.state).newest
+            entry, (tag, parts) = _decode(payload(value)), self._kind(key)
+            if entry.windows != tag:
+                return b"", False  # of other windows, or of before a restart
+            is_fitted = entry.parts != parts
+            state = self.parts.fitted(self._number(key), entry.state, entry.parts) if is_fitted else entry.state
+            head = head_of(state)
         except (ValueError, RecursionError):
-            return self._broken("it is not one")
+            return self._broken("it is not one"), False
         # Another worker's clock may be ahead of ours, by less than a day.
-        if newest > time.time() + self._job.lateness_seconds + 2 * _AHEAD_SECONDS:
-            return self._broken("its newest event is days ahead of the clock")
+        if max(head.newest, head.until) > time.time() + ahead_seconds(self._job) + _AHEAD_SECONDS:
+            return self._broken("its newest event is days ahead of the clock"), False
         # What the journal was, before it began again, says nothing of its sequences.
-        return entry.state if entry.epoch >= origin else _without_sequence(entry.state)
+        return state if entry.epoch >= origin else _without_sequence(state), is_fitted
+
+    def _number(self, key: bytes) -> int:
+        """The number of the window that a state, or a ledger, is of; -1 if it is none of the job's."""
+        return 0 if self._numbers is None else self._numbers.get(key[12:].lstrip(b":").partition(b":")[0], -1)
+
+    def _kind(self, key: bytes) -> tuple[str, bytes]:
+        """The tag of the window that a state is of, and the names of its parts."""
+        if (number := self._number(key)) < 0:
+            return "", b""
+        is_ledger = self._numbers is not None and any(key[:4])
+        return self.parts.tags[number], b"" if is_ledger else self.parts.series[number]
 
     def _broken(self, why: str, then: str = "it begins anew") -> bytes:
         self.broken += 1
@@ -367,7 +405,11 @@ class WindowStates:
         new = {key: state for key, state in after.items() if known.get(key) != state}
         self._keep(cursor, new)
         at = int(time.time())
-        return {key: _encode(Entry(self.tag, cursor.epoch, state, at)) for key, state in new.items()}
+        texts = {}
+        for key, state in new.items():
+            tag, parts = self._kind(key)
+            texts[key] = encode_entry(Entry(tag, cursor.epoch, state, at, parts))
+        return texts
 
     def forget(self) -> bool:
         """Let go of what the grid has as well, if there is too much of it; False if the rest is still too much."""
@@ -444,11 +486,12 @@ class Snapshot(WindowStates):
         origin = self._origin(partition)
         if key is not None:
             found = await values_of(self._grid, self.map_name, partition, [key])
-            self._taken |= {each: self._opened(value, origin) for each, value in found.items()}
+            self._taken |= {each: self._opened(each, value, origin)[0] for each, value in found.items()}
             return
         async for entries in walk(self._grid, self.map_name, partition, _TAKEN_AT_ONCE):
             for each, value in entries:
-                state = self._taken[each] = self._opened(value, origin)
+                state, _ = self._opened(each, value, origin)
+                self._taken[each] = state
                 self._bytes += _size((each, state))
             if self._bytes > TAKEN_BYTES:
                 raise GridError(
@@ -504,39 +547,30 @@ def _size(entry: tuple[bytes, bytes]) -> int:
     return len(entry[0]) + len(entry[1]) + 200
 
 
-def _tag_of(record: JobRecord, windows: Windows) -> str:
-    """Tells the windows of this run of the job from other ones, or those of before a restart."""
-    text = f"{_held(record.job, windows)}, {(record.submitted_at, record.restarts)}"
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-
-
-def _held(job: Job, windows: Windows) -> str:
-    """What states depend on, and nothing else of the job: the rest of it may change."""
-    layouts, columns = windows.layouts, [node for layout in windows.layouts for node in layout.columns]
-    what = (
-        _FORMAT,
-        [(layout.series, list(map(_plain, layout.columns)), job.windows[layout.name]) for layout in layouts],
-        job.order_by,
-        job.lateness_seconds,
-        window_fields(job, columns),
-        job.routes_windows,
-    )
-    return repr(what)
-
-
-def _plain(node: Node) -> tuple[Any, ...]:
-    """Without whether it may be missing, which changes nothing that is there."""
-    return (node.op, node.value, *map(_plain, node.args))
-
-
 def emptied_by_update(old: Job, new: Job) -> str:
-    """What an update does to windows, if they begin anew; empty if it keeps them, or there are none."""
-    if not new.used_windows or (old.used_windows and _held(old, Windows(old)) == _held(new, Windows(new))):
+    """What an update does to windows, if some begin anew; empty if it keeps them, or there are none."""
+    if not new.used_windows:
         return ""
-    return (
-        f"The windows of `{new.name}` begin anew, empty: the update changes what they hold, their key, order or "
-        "lateness. Until they have filled again, features are not those of training; a rollback brings nothing back."
-    )
+    texts, windows, empty = texts_of(new), Windows(new), list[str]()
+    before, after = Parts(old, Windows(old).layouts, ()), Parts(new, windows.layouts, ())
+    kept = {tag: names_of(parts) for tag, parts in zip(before.tags, before.series, strict=True)}
+    for layout, tag, parts in zip(windows.layouts, after.tags, after.series, strict=True):
+        names = names_of(parts)
+        calls = zip(layout.calls, layout.outputs, strict=True)
+        empty += [texts[output] for call, output in calls if names[int(call.series)] not in kept.get(tag, ())]
+    if not empty:
+        return ""
+    which = f"The windows of `{new.name}` begin anew, empty: the update changes what they hold, their key, order or "
+    which += "lateness"
+    if len(empty) < windows.calls:
+        named = ", ".join(f"`{text}`" for text in empty[:_NAMED]) + ", …" * (len(empty) > _NAMED)
+        which = f"Of the windows of `{new.name}`, these begin anew, empty: {named}"
+    return f"{which}. Until they have filled again, features are not those of training. {how_to_fill(new.name)}"
+
+
+def how_to_fill(job: str) -> str:
+    """The way to windows that do not begin empty, for people."""
+    return f"Fill them: `gridscore suspend {job}`, `gridscore state load {job} HISTORY`, `gridscore resume {job}`."
 
 
 def _what(key: bytes, value: Any) -> str:
