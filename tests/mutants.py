@@ -367,6 +367,27 @@ MUTANTS = [
         (WINDOWS, "-k", "may_die or fate_is_unknown"),
     ),
     Mutant(
+        "a state of another revision stays as it is if an event changes nothing in this one",
+        "scoring/window_states.py",
+        "for key, state in states.items() if key not in fitted})",
+        "for key, state in states.items()})",
+        (WINDOWS, "-k", "another_revision"),
+    ),
+    Mutant(
+        "what a history has counts once more",
+        "operations/window_load.py",
+        "loaded(state, found.until)",
+        "state",
+        ("tests/simulation/test_window_load.py", "-k", "count_once"),
+    ),
+    Mutant(
+        "a request of the revision before is passed over",
+        "scoring/window_messages.py",
+        "        rows = dict(zip(there, columns, strict=True))\n",
+        "        return None\n",
+        (ROUTED, "-k", "window_is_added"),
+    ),
+    Mutant(
         "an event that is asked for again is added to its windows again",
         "scoring/window_messages.py",
         "return lacks & (asked.numbers >= 0)",

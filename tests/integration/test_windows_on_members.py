@@ -1,10 +1,12 @@
-"""Windows on a real member: over the kill of a worker and an update, scores are those of the history, bit for bit."""
+"""Windows on a real member: over a load, a killed worker and an update, scores are those of a history, bit for bit."""
 
 import asyncio
+import json
 from collections import defaultdict
 
 import numpy as np
 import pandas as pd
+import pytest
 import scoring
 
 from gridscore.client import connect
@@ -28,7 +30,7 @@ features:
 model: {{name: {name}, alias: champion}}
 results: results.{name}
 """
-ROUNDS, CARDS = 30, 100
+ROUNDS, CARDS, LOADED = 30, 100, 5
 
 
 def rounds():
@@ -45,7 +47,7 @@ def rounds():
         }
 
 
-async def test_scores_with_windows_are_those_of_the_history_though_a_worker_is_killed(cluster, unique):
+async def test_scores_with_windows_are_those_of_the_history_though_a_worker_is_killed(cluster, unique, tmp_path):
     name, model = f"job-{unique}", scoring.booster()
     job, events = parse_job(JOB.format(name=name), "test"), list(rounds())
     found = defaultdict(dict)
@@ -57,21 +59,28 @@ async def test_scores_with_windows_are_those_of_the_history_though_a_worker_is_k
 
     async with connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client:
         await client.push_model(model, name, alias="champion")
-        await client.submit(job)
+        await client.submit(job, suspended=True)
+        file = tmp_path / "history.jsonl"
+        file.write_text("".join(json.dumps(event) + "\n" for each in events[:LOADED] for event in each.values()))
+        for new in (CARDS, 0):
+            loaded = await scoring.command(cluster, "state", "load", name, str(file))
+            assert f"{CARDS} states ({new} new) are in the grid" in loaded.stdout, loaded.output
+        await client.jobs.resume(name)
         first = second = await scoring.start_worker(cluster, name)
         try:
             collecting = asyncio.create_task(collect(client))
-            for each in events[: ROUNDS // 2]:
+            for each in events[LOADED : ROUNDS // 2]:
                 await client.put_events(job.events, each)
             await scoring.until(lambda: sum(map(len, found.values())) >= CARDS)
             first.kill()
             second = await scoring.start_worker(cluster, name)
-            # Windows stay, for they do not hold it.
-            noted = JOB.replace("card: string,", "card: string, note: string?,").format(name=name)
-            assert (await client.submit(parse_job(noted, "test"), update=True)).revision == 2
+            # Windows stay, though there is one more.
+            more = parse_job(JOB.replace("age: s", 'age: 0 * count(card, "3h") + s').format(name=name), "test")
+            with pytest.warns(UserWarning, match="these begin anew, empty: `count"):
+                assert (await client.submit(more, update=True)).revision == 2
             for each in events[ROUNDS // 2 :]:
                 await client.put_events(job.events, each)
-            await scoring.until(lambda: sum(map(len, found.values())) == ROUNDS * CARDS)
+            await scoring.until(lambda: sum(map(len, found.values())) == (ROUNDS - LOADED) * CARDS)
             states = await client.grid.map(map_of(name))
             assert await states.size() == CARDS
             view = await states.get_entry_view("c7")
@@ -89,7 +98,7 @@ async def test_scores_with_windows_are_those_of_the_history_though_a_worker_is_k
     history = pd.DataFrame([event for each in events for event in each.values()])
     matrix = offline_matrix(job, history)
     scores = scoring.predict(model, np.asarray(matrix.values)).astype(np.float32)
-    expected = {f"c{card}": scores[card::CARDS] for card in range(CARDS)}
+    expected = {f"c{card}": scores[card::CARDS][LOADED:] for card in range(CARDS)}
     for card, by_sequence in found.items():
         got = [by_sequence[sequence] for sequence in sorted(by_sequence)]
         assert all(len(each) == 1 for each in got)

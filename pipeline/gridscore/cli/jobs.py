@@ -36,6 +36,9 @@ def submit(
     prepare: Annotated[
         bool, typer.Option(help="Give the job's maps the journals that they lack; see `gridscore prepare`.")
     ] = True,
+    suspended: Annotated[
+        bool, typer.Option("--suspended", help="Score nothing before `resume`, as for `gridscore state load`.")
+    ] = False,
     why: Why = "",
     override: Override = "",
     connection: Connection,
@@ -51,6 +54,7 @@ def submit(
     from gridscore.job import load_job
     from gridscore.models.fit import fit_warnings
     from gridscore.scoring.preparation import warnings
+    from gridscore.scoring.window_states import how_to_fill
 
     job = load_job(file)
 
@@ -66,6 +70,7 @@ def submit(
             prepare=prepare,
             why=why,
             override=override,
+            suspended=suspended,
         )
         unchanged = before is not None and before.revision == record.revision
         found = await client.version_of(job, record.release)
@@ -80,6 +85,8 @@ def submit(
     else:
         more = f" with version {number} of the model {safe(job.model.name)}" if record.release else ""
         more = when_it_scores(record, f"Workers pick it up{more} within a second: `gridscore jobs`.")
+        if record.job.used_windows and not record.previous:
+            more += f"\nIts windows begin empty. {safe(how_to_fill(record.name))}"
         if record.previous is not None:
             more += f"\nUndo it: `gridscore rollback {safe(record.name)}`."
         _report(record, "submitted", as_json=as_json, changed=True, version=number, more=more)

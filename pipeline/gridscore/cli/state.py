@@ -1,22 +1,39 @@
-"""`gridscore state`: what the windows of an entity hold."""
+"""`gridscore state`: what the windows of an entity hold, and states from a history."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path  # noqa: TC003 -- typer reads the annotations
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import Connection, JobName, Json, ask
-from gridscore.cli.output import console, print_json, print_table, safe
+from gridscore.cli.options import App, Connection, JobName, Json, ask, run_on
+from gridscore.cli.output import console, counted, print_json, print_table, safe
+from gridscore.errors import UsageError
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
+    from gridscore.operations.window_load import Loaded
     from gridscore.operations.window_state import EntityState
 
 
-def state(
+class _Showing(typer.core.TyperGroup):
+    """Shows an entity where no command is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See click."""
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+
+app = App(cls=_Showing, no_args_is_help=True)
+
+
+@app.command("show")
+def show(
     job: JobName,
     entity: Annotated[str, typer.Argument(help="The key of its window, as a card or a machine.", show_default=False)],
     *,
@@ -39,10 +56,91 @@ def state(
         return
     rows = [(text, value) for text, value in found.values.items()]
     print_table(("WINDOW", "NOW"), rows, empty="")
-    newest = dt.datetime.fromtimestamp(found.newest, dt.UTC).isoformat(timespec="milliseconds")
     console.print(
-        f"[bold]{safe(entity)}[/] in `{safe(found.map)}`: newest event at {newest}, sequence {found.sequence}, "
-        f"{found.late:,} late, {found.bytes:,} bytes.",
+        f"[bold]{safe(entity)}[/] in `{safe(found.map)}`: newest event at {_moment(found.newest)}, sequence "
+        f"{found.sequence}, {found.late:,} late, {found.bytes:,} bytes.",
         highlight=False,
         soft_wrap=True,
     )
+
+
+@app.command("load")
+def load(
+    job: JobName,
+    history: Annotated[
+        Path,
+        typer.Argument(help="Events as rows: CSV, Parquet or JSON lines, in the order of time.", show_default=False),
+    ],
+    *,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            "--until",
+            metavar="TIME",
+            help="Take the events before that moment, all of which the history must have. Default: all of it.",
+        ),
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad rows, and count them.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")] = False,
+    connection: Connection,
+    as_json: Json = False,
+) -> None:
+    """Fill the windows of a job from a history, before it begins or while it is suspended.
+
+    Events before --until, or the end of the history, count by it, and not again when they come in the journal.
+
+    Example: [bold]gridscore state load card-fraud payments.parquet --until 2026-01-31T00:00:00Z[/]
+    """
+    from gridscore.job import Jobs
+    from gridscore.operations.window_load import load_states
+
+    moment = None if until is None else _seconds(until)
+
+    async def main(grid: Grid) -> Loaded:
+        with counted("reading", "adding") as told:
+            return await load_states(
+                grid,
+                await Jobs(grid).get(job),
+                history,
+                until=moment,
+                skip_bad=skip_bad,
+                dry_run=dry_run,
+                on_progress=told,
+            )
+
+    found = run_on(connection, main)
+    if as_json:
+        print_json({"job": job, "history": str(history), "dry_run": dry_run, **dataclasses.asdict(found)})
+        return
+    done = "would be" if dry_run else f"({found.written:,} new) are"
+    more = [
+        f"{count:,} {text}"
+        for count, text in (
+            (found.after, "rows are of later, and count by the journal"),
+            (found.skipped, "bad rows are left out"),
+            (found.kept, "entities keep what they have, of later"),
+            (found.old, "entities are left out: no window sees them any more"),
+        )
+        if count
+    ]
+    console.print(
+        f"[bold]{safe(job)}[/]: {found.states:,} states {done} in the grid, of {found.rows:,} rows up to "
+        f"{_moment(found.newest)}. Events {'up to then' if until is None else f'before {until}'} count by it alone.",
+        *(f"{each}." for each in more),
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _moment(seconds: float) -> str:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="milliseconds")
+
+
+def _seconds(text: str) -> float:
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"--until: `{text}` is not a time.", "Write it as 2026-01-31T12:00:00Z.") from None
+    if moment.tzinfo is None:
+        raise UsageError(f"--until: `{text}` has no time zone.", f"Write {text}Z for UTC, or an offset as +01:00.")
+    return moment.timestamp()

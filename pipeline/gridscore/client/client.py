@@ -152,6 +152,7 @@ class Client(ExperimentVerbs):
         prepare: bool = True,
         why: str = "",
         override: str = "",
+        suspended: bool = False,
     ) -> JobRecord:
         """Submit a job, or the job file at a path.
 
@@ -169,6 +170,7 @@ class Client(ExperimentVerbs):
             prepare: Give the job's maps the journals that they lack, unless they exist already; workers do so, too.
             why: The reason, for the log of the model.
             override: Why the model goes live even if it does not pass the gates of the job; for the same log.
+            suspended: Score nothing with it before `resume`: its windows can be loaded from a history first.
 
         Raises:
             GateError: The model has not passed the gates.
@@ -189,6 +191,7 @@ class Client(ExperimentVerbs):
             prepare=prepare,
             why=why,
             override=override,
+            suspended=suspended,
         )
 
     async def _submit(
@@ -202,6 +205,7 @@ class Client(ExperimentVerbs):
         prepare: bool = True,
         why: str,
         override: str | None,
+        suspended: bool = False,
     ) -> JobRecord:
         """As `submit`; the gates are not asked if `override` is None."""
         from gridscore.models import check_fit
@@ -239,7 +243,13 @@ class Client(ExperimentVerbs):
             0 if current else max((each.run for each in (await read_records(self.grid, job.name)).values()), default=0)
         )
         record = await self.jobs.submit(
-            job, update=update, release=release, replaced=replaced, restarts=runs, read=current
+            job,
+            update=update,
+            release=release,
+            replaced=replaced,
+            restarts=runs,
+            read=current,
+            suspended=suspended,
         )
         is_update = current is not None and current.state not in OVER and record.revision != current.revision
         if is_update and (emptied := emptied_by_update(current.job, job)):  # type: ignore[union-attr]

@@ -196,6 +196,7 @@ class Jobs:
         replaced: int | None = None,
         restarts: int = 0,
         read: JobRecord | msgspec.UnsetType | None = msgspec.UNSET,
+        suspended: bool = False,
     ) -> JobRecord:
         """Put a job into the cluster.
 
@@ -209,6 +210,7 @@ class Jobs:
             restarts: Those that the leases of a job have seen whose record was removed.
             read: The job of that name on which `release` and `replaced` were decided, None if there was none; nothing
                 is submitted if it is another one now.
+            suspended: What is changed by this is not scored for before it is resumed.
 
         Raises:
             JobFileError: It names no features.
@@ -223,7 +225,7 @@ class Jobs:
             fresh = {
                 "name": job.name,
                 "spec": job.to_json(),
-                "state": JobState.WAITING.value,
+                "state": (JobState.SUSPENDED if suspended else JobState.WAITING).value,
                 "revision": 1,
                 "error": "",
                 "submitted_at": moment_text(),

@@ -1,0 +1,310 @@
+"""States of windows from a history, so that a job does not begin blind.
+
+A history has the events before a moment, and the journal those from then on: of events in both, a state that was loaded
+lets those of the journal only look. States are made by the kernel that makes them live, of as many entities at once as
+there is room for; for the others the history is read again. Each is compared and set, so that nothing takes the place
+of what a worker has written meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gridscore.errors import JobError, TableError
+from gridscore.features.events import EventDecoder
+from gridscore.features.tables import kinds_of, read_chunks, rows_as_json
+from gridscore.features.window_kernel import head_of, loaded
+from gridscore.features.windows import Windows, why_late
+from gridscore.grid import transport, wire
+from gridscore.grid.entries import values_of
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.group.lease_records import read_records
+from gridscore.job import Jobs, JobState
+from gridscore.operations.status import Observer
+from gridscore.scoring.window_messages import entity_key, group_of
+from gridscore.scoring.window_states import (
+    Entry,
+    ahead_seconds,
+    encode_entry,
+    keep_seconds,
+    keys_of,
+    map_of,
+    parts_of,
+    read_entry,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from gridscore.features import EventColumns
+    from gridscore.grid import Grid
+    from gridscore.job import JobRecord
+
+MOST_BYTES = 1 << 30
+"""States that are made at once."""
+
+_CHUNK = 8_192
+_AT_ONCE = 256
+"""States that are written at once."""
+_SHARES = 1 << 16
+"""Parts that all entities can be divided into."""
+_ENTRY_BYTES = 250
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What was loaded.
+
+    Attributes:
+        until: The moment before which events count by the history, in seconds since 1970.
+        newest: Time of its newest event.
+        rows: Of the history.
+        skipped: Bad ones among them.
+        after: Those from that moment on, which count by the journal.
+        states: That were made.
+        written: Of these, those that the grid did not have already.
+        kept: Entities that have later events, or an even later history, and keep what they have.
+        old: Entities of which no window sees an event any more.
+        readings: How often the history was read.
+    """
+
+    until: float = math.inf
+    newest: float = -math.inf
+    rows: int = 0
+    skipped: int = 0
+    after: int = 0
+    states: int = 0
+    written: int = 0
+    kept: int = 0
+    old: int = 0
+    readings: int = 0
+
+
+async def load_states(
+    grid: Grid,
+    record: JobRecord,
+    history: Path,
+    *,
+    until: float | None = None,
+    skip_bad: bool = False,
+    dry_run: bool = False,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Loaded:
+    """Make the states of a job's windows from a history, and put them into the grid. A second time changes nothing.
+
+    Args:
+        history: CSV, Parquet or JSON lines, in the order of time; it must have every event before `until`.
+        until: Only the events before that moment count by the history, in seconds since 1970. Default: all of it.
+        skip_bad: Leave out rows that are not events, and count them.
+        dry_run: Write nothing.
+        on_progress: Called with the rows read and all rows, in each reading anew.
+
+    Raises:
+        JobError: The job has no windows, or scores; or it has begun meanwhile.
+        TableError: The history cannot be read, has a bad row, is out of order, or ahead of the clock.
+    """
+    if not record.job.used_windows:
+        raise JobError(f"The job `{record.name}` has no windows.")
+    await _require_still(grid, record)
+    found, load = Loaded(until=math.inf if until is None else until), _Load(record, history, skip_bad=skip_bad)
+    writer = _Writer(grid, record, load.windows)
+    low = 0
+    while low < _SHARES:
+        found.readings += 1
+        high = await load.read(low, found, on_progress)
+        if found.newest == -math.inf:
+            raise TableError(f"`{history}` has no event that counts.", "Is `--until` before all of them?")
+        if until is None and found.readings == 1:
+            found.until = math.nextafter(found.newest, math.inf)
+        if found.until > time.time() + ahead_seconds(record.job):
+            raise TableError(
+                f"`{history}` would count up to a time more than a day ahead of this computer's clock.",
+                "Say up to when it counts: --until TIME.",
+            )
+        await writer.write(load.states, found, dry_run=dry_run)
+        low = high
+    if await Jobs(grid).get(record.name) != record:
+        raise JobError(
+            f"The job `{record.name}` has begun, or was changed, while its states were loaded: entities with events "
+            "since then may have no history.",
+            f"Load again, with a later history: {_way(record.name)}",
+        )
+    return found
+
+
+async def _require_still(grid: Grid, record: JobRecord) -> None:
+    """Refuse a job for which workers write states; wait until those that were killed or paused cannot, any more.
+
+    Raises:
+        JobError: It is one.
+    """
+    job, name = record.job, record.name
+    groups = [name, group_of(name)] if job.routes_windows else [name]
+    partitions = range(grid.partition_count)
+    leases = [(await read_records(grid, group, partitions)).values() for group in groups]
+    has_begun = any(lease.has_begun(record.begin, record.restarts) for lease in leases[0])
+    if record.state != JobState.SUSPENDED and (record.state != JobState.WAITING or has_begun):
+        why = "has begun" if record.state == JobState.WAITING else f"is {record.state}"
+        raise JobError(
+            f"The job `{name}` {why}: windows are loaded before it begins, or while it is suspended.", _way(name)
+        )
+    if owned := [lease.lease for each in leases for lease in each if lease.owner]:
+        await asyncio.sleep(max(owned) / 1_000)
+    if record.state == JobState.SUSPENDED and (await Observer(grid, name).look()).jobs[0].workers:
+        raise JobError(f"A worker still finishes its writes for the job `{name}`.", "Try again in a second.")
+
+
+def _way(name: str) -> str:
+    return f"`gridscore suspend {name}`, load, `gridscore resume {name}`."
+
+
+class _Load:
+    """A history, read as often as its entities need."""
+
+    def __init__(self, record: JobRecord, history: Path, *, skip_bad: bool) -> None:
+        self._job = record.job
+        self._history = history
+        self._skip_bad = skip_bad
+        self._decoder = EventDecoder(record.job)
+        self.windows = Windows(record.job)
+        self.states: list[dict[Any, bytes]] = []
+
+    async def read(self, low: int, found: Loaded, on_progress: Callable[[int, int], None]) -> int:
+        """Make the states of the entities from a share on; returns the first share for which there was no room."""
+        self.states = [{} for _ in self.windows.layouts]
+        high, size = _SHARES, 0
+        found.rows = found.skipped = found.after = 0
+        schema = self._job.schema_
+        with read_chunks(self._history, kinds_of(schema), _CHUNK) as (total, chunks):
+            for frame in chunks:
+                events = self._events(list(rows_as_json(frame, schema, str(self._history))), found)
+                size += self._add(events, low, high)
+                while size > MOST_BYTES:
+                    if high == low + 1:
+                        raise TableError(f"The states of `{self._history}` do not fit into memory.")
+                    high = (low + high) // 2
+                    self.states = [
+                        {key: state for key, state in states.items() if _share(key) < high} for states in self.states
+                    ]
+                    size = sum(_ENTRY_BYTES + len(state) for states in self.states for state in states.values())
+                on_progress(found.rows, max(total, found.rows))
+                await asyncio.sleep(0)
+        if not found.rows:
+            raise TableError(f"`{self._history}` has no rows.", "Give a history with at least one event.")
+        return high
+
+    def _events(self, texts: list[bytes], found: Loaded) -> EventColumns:
+        """The events of some rows that count by the history."""
+        events, bad = self._decoder.decode_good(texts)
+        if untimely := self.windows.untimely(events):
+            rows = [row for row in range(len(texts)) if row not in bad]
+            bad |= {rows[row]: f"{why}, which no window can hold" for row, why in untimely.items()}
+            events = events.without(untimely)
+        if bad and not self._skip_bad:
+            row, why = min(bad.items())
+            raise TableError(
+                f"{self._history}, row {found.rows + row + 1}: {why}.",
+                "Rows count from 1, without the header. `--skip-bad` leaves such rows out and counts them.",
+            )
+        times = self.windows.times(events)
+        before = np.flatnonzero(times < found.until).tolist()
+        found.rows += len(texts)
+        found.skipped += len(bad)
+        found.after += len(times) - len(before)
+        found.newest = max(found.newest, times[before].max(initial=-math.inf))
+        return events if len(before) == len(times) else events.take(before)
+
+    def _add(self, events: EventColumns, low: int, high: int) -> int:
+        """Add events to the windows of the entities of these shares; returns by how much their states have grown."""
+        grown, times = 0, self.windows.times(events)
+        for number, inputs in enumerate(self.windows.inputs(events) if events else ()):
+            keys, states = inputs.keys, self.states[number]
+            if (low, high) != (0, _SHARES):
+                keys = [key if key is not None and low <= _share(key) < high else None for key in keys]
+            _, after = self.windows.add(number, inputs._replace(keys=keys), times, states)
+            grown += sum(len(state) - len(states.get(key, b"")) for key, state in after.items())
+            grown += _ENTRY_BYTES * len(after.keys() - states.keys())
+            states |= after
+        if self.windows.late:
+            raise TableError(f"{self._history}: a row {why_late(self._job)}", f"Sort it by `{self._job.order_by}`.")
+        return grown
+
+
+class _Writer:
+    """Writes the states of entities, but of those that have what no history can have."""
+
+    def __init__(self, grid: Grid, record: JobRecord, windows: Windows) -> None:
+        self._grid = grid
+        self._job = record.job
+        self._windows = windows
+        self._parts = parts_of(record, windows)
+        self._map = MapWriter(grid, map_of(record.name))
+
+    async def write(self, made: list[dict[Any, bytes]], found: Loaded, *, dry_run: bool) -> None:
+        """Write what the grid does not have; the states are taken out of where they were made."""
+        if not dry_run:
+            await self._map.prepare()
+        by_partition: dict[int, list[tuple[int, bytes, bytes]]] = defaultdict(list)
+        for number, key, state in self._entries(made, found):
+            by_partition[partition_of(key, self._grid.partition_count)].append((number, key, state))
+        for partition, entries in by_partition.items():
+            for begin in range(0, len(entries), _AT_ONCE):
+                some = entries[begin : begin + _AT_ONCE]
+                there = await values_of(self._grid, self._map.map_name, partition, [key for _, key, _ in some])
+                wanted = [each for each in some if self._is_new(*each, there.get(each[1]), found)]
+                if not dry_run:
+                    puts = [self._put(partition, *each, there.get(each[1])) for each in wanted]
+                    done = await asyncio.gather(*puts)
+                    found.kept += done.count(False)
+                    found.written += done.count(True)
+
+    def _entries(self, made: list[dict[Any, bytes]], found: Loaded) -> Iterator[tuple[int, bytes, bytes]]:
+        """The number of the window, the key and the state of each entity."""
+        oldest = found.until - keep_seconds(self._job)
+        for number, states in enumerate(made):
+            name = self._windows.layouts[number].name
+            while states:  # those that are not written yet are all that there is
+                entity, state = states.popitem()
+                if not state:
+                    continue
+                if head_of(state).newest < oldest:
+                    found.old += 1
+                    continue
+                routed, text = self._job.routes_windows, str(entity)
+                keys = [entity_key(name, entity)] if routed else keys_of(self._job, text, self._map.serialize_key)
+                found.states += 1
+                yield from ((number, key, loaded(state, found.until)) for key in keys)
+
+    def _is_new(self, number: int, _key: bytes, state: bytes, value: bytes | None, found: Loaded) -> bool:
+        """Whether a state is to be written where the grid has a value."""
+        entry = None if value is None else read_entry(value, self._parts, self._windows, number)
+        if entry is None:
+            return True
+        head = head_of(entry.state)
+        is_later = head.newest >= found.until or head.until > found.until
+        found.kept += is_later
+        return not is_later and entry.state != state
+
+    async def _put(self, partition: int, number: int, key: bytes, state: bytes, value: bytes | None) -> bool:
+        """Write a state if the grid still has that value; whether it had."""
+        entry = Entry(self._parts.tags[number], 0, state, int(time.time()), self._parts.series[number])
+        name, client = self._map.map_name, self._grid.client
+        if value is None:
+            message = wire.encode_put_if_absent(name, key, encode_entry(entry))
+            return bool(await transport.invoke(client, message, partition, wire.decode_put_if_absent))
+        prefix = wire.replace_if_same_prefix(name, key)
+        message = wire.encode_replace_if_same(prefix, value, wire.json_data(encode_entry(entry)))
+        return bool(await transport.invoke(client, message, partition, wire.decode_replace_if_same))
+
+
+def _share(entity: Any) -> int:
+    return zlib.crc32(str(entity).encode("utf-8", "surrogatepass")) % _SHARES
