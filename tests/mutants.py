@@ -385,7 +385,7 @@ MUTANTS = [
         "scoring/window_messages.py",
         "        rows = dict(zip(there, columns, strict=True))\n",
         "        return None\n",
-        (ROUTED, "-k", "window_is_added"),
+        (ROUTED, "-k", "revision_before"),
     ),
     Mutant(
         "an event that is asked for again is added to its windows again",

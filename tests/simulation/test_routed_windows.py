@@ -126,6 +126,26 @@ def test_a_worker_may_die_while_a_window_is_added(world, step):
     assert world.states() == world.expected()[1]
 
 
+@pytest.mark.parametrize("more", [MORE, BIG])
+def test_events_of_the_revision_before_are_added_whose_worker_died_before_it_wrote_their_states(world, more):
+    first = world.start()
+    world.pay(10)
+    world.settled()
+    unwritten = Fault("timeout", applied=False, request="Map.PutAll", map="windows.*", client="w1", times=100_000)
+    world.cluster.faults.append(unwritten)
+    before, put = world.states(), world.pay_at_once(20)
+    world.after_the_next("results.sim", 10)
+    world.update(more)
+    world.kill(first)
+    assert world.states() == before
+    world.start()
+    world.settle()
+    world.advance(5.0)
+    world.check()
+    assert put.done()
+    assert world.states() == world.expected()[1]
+
+
 @pytest.mark.parametrize("applied", [True, False])
 @pytest.mark.parametrize("outcome", ["timeout", "disconnect"])
 @pytest.mark.parametrize("target", ["window-requests.*", "window-answers.*", "windows.*", "results.*"])
