@@ -12,9 +12,10 @@ from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotat
 from gridscore.cli.output import console, print_json, print_table, print_warnings, progress_bar, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from gridscore.features import OfflineMatrix
+    from gridscore.features.encodings import Learnt
 
 _OUTPUT_HINT = "Create the folder, or give another --output."
 
@@ -30,15 +31,19 @@ def features(
     keep: Annotated[
         list[str] | None, typer.Option("--keep", help="Column of the history to keep, such as the label; repeatable.")
     ] = None,
+    label: Annotated[
+        str, typer.Option("--label", metavar="COLUMN", help="Column that `target` learns from; it is kept, too.")
+    ] = "",
     categories_from: Annotated[
-        Path | None, typer.Option("--categories-from", help="Take categories from this matrix or model.")
+        Path | None, typer.Option("--categories-from", help="Take categories and encodings from this matrix or model.")
     ] = None,
     model: Annotated[
         Path | None,
         typer.Option(
             "--model",
             metavar="FILE",
-            help="A model (XGBoost UBJ or JSON): its categories, and its features if the job file names none.",
+            help="A model (XGBoost UBJ or JSON): its categories and encodings, and its features if the job file names "
+            "none.",
         ),
     ] = None,
     score: Annotated[
@@ -57,7 +62,7 @@ def features(
     from gridscore.features import offline_matrix
     from gridscore.job import load_job
     from gridscore.models import check_fit, completed, loaded_from
-    from gridscore.models.inputs import read_categories
+    from gridscore.models.inputs import read_learnt
     from gridscore.models.version import early_stopping
 
     if output.suffix != ".parquet":
@@ -66,11 +71,11 @@ def features(
         what = "it is a folder" if output.is_dir() else f"there is no folder `{output.parent}`"
         raise TableError(f"`{output}` cannot be written: {what}.", _OUTPUT_HINT)
     job = load_job(job_file)
-    categories: Mapping[str, Sequence[str]] | None = None
+    learnt: Mapping[str, Learnt] | None = None
     predict = None
     if model is not None:
         version, loaded = loaded_from(model, job.model.name)
-        job, categories = completed(job, version), version.categories
+        job, learnt = completed(job, version), version.learnt
         if score:
             check_fit(job, version)
             print_warnings(filter(None, [early_stopping(version)]))
@@ -79,7 +84,7 @@ def features(
         raise UsageError("--score needs a model.", "Give its file: --model FILE.")
     job.require_features()
     if categories_from is not None:
-        categories = read_categories(categories_from)
+        learnt = read_learnt(categories_from)
     began = time.perf_counter()
     with progress_bar() as progress:
         task = progress.add_task("reading", total=None)
@@ -87,8 +92,9 @@ def features(
             job,
             history,
             lookups,
-            categories,
+            learnt,
             keep=keep or (),
+            label=label,
             skip_bad=skip_bad,
             score=predict,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total, description="features"),

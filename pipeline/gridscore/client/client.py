@@ -556,7 +556,7 @@ def _compile(job: Job, version: ModelVersion) -> None:
 
     try:
         tables = {name: LookupTable(lookup) for name, lookup in job.lookups.items()}
-        FeaturePlan(Job.from_json(job.to_json()), tables, version.categories)
+        FeaturePlan(Job.from_json(job.to_json()), tables, version.learnt)
     except GridscoreError:
         raise
     except Exception as error:  # whatever it is, report it here and not from each worker

@@ -1,6 +1,7 @@
 """What a model's columns mean: names, categories, and how training has made each feature.
 
-It travels with the model as an attribute of the Booster, and is only ever compared with a job, never computed with.
+It travels with the model as an attribute of the Booster. All but categories and encodings is only ever compared with a
+job, never computed with.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from msgspec import Meta
 
 from gridscore.features import maths
 from gridscore.features.baseline import Baseline  # noqa: TC001 -- msgspec reads the annotations
+from gridscore.features.encodings import Encoding  # noqa: TC001 -- msgspec reads the annotations
 from gridscore.job import zones
 from gridscore.job.check import compile_features, compile_keys, compile_margin
 from gridscore.job.nodes import find
@@ -21,8 +23,9 @@ from gridscore.job.syntax import parse
 from gridscore.job.windows import call_of, calls_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from gridscore.features.encodings import Learnt
     from gridscore.job import Feature, FieldType, Job, Lookup, Window
     from gridscore.job.nodes import Node
 
@@ -52,6 +55,7 @@ class Definitions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
         windows: Whose events each window holds that they use, and what orders them.
         machine: What was computed by, as far as expressions depend on it: a digest of the C library's functions, and
             the release of the time zones.
+        encodings: What training has learnt for `target` and its like, by feature.
     """
 
     features: Texts = {}
@@ -60,6 +64,7 @@ class Definitions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     margin: Annotated[str, Meta(max_length=_MAX_TEXT + 40)] = ""
     windows: Texts = {}
     machine: Texts = {}
+    encodings: Annotated[dict[Text, Encoding], Meta(max_length=1_000)] = {}
 
 
 class Attribute(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,6 +81,11 @@ class Attribute(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     categories: dict[str, tuple[Text, ...]] = {}
     margin: Annotated[str, Meta(max_length=10_000)] = ""
     definitions: Definitions | None = None
+
+    @property
+    def learnt(self) -> dict[str, Learnt]:
+        """Categories and encodings, by feature."""
+        return learnt_of(self.categories, self.definitions)
 
 
 Parameter = Annotated[str, Meta(max_length=100)]
@@ -96,6 +106,11 @@ class Training(msgspec.Struct, frozen=True, omit_defaults=True):
     parameters: Annotated[dict[Parameter, Parameter], Meta(max_length=200)] = {}
     labels: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(max_length=1_000)] = ()
     baseline: Baseline | None = None
+
+
+def learnt_of(categories: Mapping[str, Sequence[str]], definitions: Definitions | None) -> dict[str, Learnt]:
+    """What training has learnt, by feature: what a `FeaturePlan` computes with."""
+    return {**categories, **(definitions.encodings if definitions is not None else {})}
 
 
 def definitions_of(job: Job) -> Definitions:

@@ -25,7 +25,9 @@ from gridscore.features.definitions import (
     Definitions,
     Training,
     definitions_of,
+    learnt_of,
 )
+from gridscore.features.encodings import FOLDS, Encoding, Texts, encodings_of, folds_of
 from gridscore.features.events import EventDecoder
 from gridscore.features.lookup_table import LookupHistory, LookupTable
 from gridscore.features.plan import Decider, FeaturePlan
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gridscore.features.columns import EventColumns
+    from gridscore.features.encodings import Learnt
     from gridscore.job import Job
 
 MARGINS = "base_margin"
@@ -54,7 +57,8 @@ class OfflineMatrix:
     Attributes:
         names: Of the features, in the order of the columns.
         values: A row an event, float32.
-        categories: For each feature made with `category`, the values in the order of their codes.
+        categories: For each feature made with `category`, the values in the order of their codes. Encodings are in
+            `definitions`.
         rows: Which rows of the history these are; all of them, unless bad ones were skipped.
         skipped: Bad rows left out.
         kept: Columns of the history to keep beside the features, such as the label.
@@ -77,6 +81,11 @@ class OfflineMatrix:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @property
+    def learnt(self) -> dict[str, Learnt]:
+        """Categories and encodings, by feature."""
+        return learnt_of(self.categories, self.definitions)
 
     @property
     def attribute(self) -> str:
@@ -158,12 +167,12 @@ class OfflineMatrix:
         known = _attached(booster)
         if (names := booster.feature_names) != list(self.names):
             raise ModelError(f"The model was trained on other features: {_few(names or ['f0', '…'])}.")
-        if self.categories and known is None:
+        if self.learnt and known is None:
             raise ModelError("The codes of the model are unknown.", "Attach the matrix that it was trained on.")
-        for name, texts in self.categories.items():
-            if known is not None and (theirs := known.get(name)) != texts:
+        for name, ours in self.learnt.items():
+            if known is not None and (theirs := known.get(name)) != ours:
                 raise ModelError(
-                    f"The model has other codes of `{name}` than the matrix: {_few(theirs or ())}; here {_few(texts)}.",
+                    f"The model has other codes of `{name}` than the matrix: {_few(theirs or ())}; here {_few(ours)}.",
                     "Make the matrix with the model's: `offline_matrix(…, categories=model)`.",
                 )
         return self._predict(model, rows)
@@ -200,11 +209,13 @@ class OfflineMatrix:
     def _check_codes(self, booster: Any) -> None:
         """Refuse a model that goes on from one with other codes (`xgb_model=`), whose trees it still has."""
         earlier = _attached(booster) or {}
-        for name, texts in self.categories.items():
-            if name in earlier and texts[: len(earlier[name])] != earlier[name]:
+        for name, ours in self.learnt.items():
+            theirs = earlier.get(name, ours)
+            mine = ours[: len(theirs)] if isinstance(ours, tuple) and isinstance(theirs, tuple) else ours
+            if theirs != mine:
                 raise ModelError(
-                    f"The model was attached to other codes of `{name}`: it has {_few(earlier[name])}; the matrix "
-                    f"{_few(texts)}.",
+                    f"The model was attached to other codes of `{name}`: it has {_few(theirs)}; the matrix "
+                    f"{_few(ours)}.",
                     "Its trees from before would take one category for another. Make the matrix with the categories of "
                     "the model that it goes on from (`--categories-from`). If it does not go on from one: "
                     f"`booster.set_attr({ATTRIBUTE}=None)`, then attach.",
@@ -268,10 +279,10 @@ class OfflineMatrix:
         )
 
 
-def _attached(booster: Any) -> dict[str, tuple[str, ...]] | None:
-    """The categories that were attached to a model; None if there is nothing that can be read."""
+def _attached(booster: Any) -> dict[str, Learnt] | None:
+    """The categories and encodings that were attached to a model; None if there is nothing that can be read."""
     try:
-        return msgspec.json.decode(booster.attr(ATTRIBUTE) or "", type=Attribute).categories
+        return msgspec.json.decode(booster.attr(ATTRIBUTE) or "", type=Attribute).learnt
     except msgspec.DecodeError:
         return None
 
@@ -343,6 +354,7 @@ def offline_matrix(
     categories: Any = None,
     *,
     keep: Sequence[str] = (),
+    label: str = "",
     skip_bad: bool = False,
     score: Callable[[NDArray[np.float32], NDArray[np.float32] | None], NDArray[np.float32]] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -355,14 +367,15 @@ def offline_matrix(
         lookups: The lookups' tables: a directory with a file for each, or DataFrames or paths by name.
         categories: For each feature made with `category`, the values in the order of their codes; or the matrix, or the
             model with it attached, that has them. Without, they are learnt from the history: all values in it, sorted.
-            So a second matrix, to test with, needs those of the first.
+            So a second matrix, to test with, needs those of the first. The same goes for encodings.
         keep: Columns of the history to keep beside the features.
+        label: Column of numbers that `target` learns from; it is kept, too. What a row has is learnt of other rows.
         skip_bad: Leave out rows that are not events of the schema, and entries whose key is not one, instead of
             raising.
         score: What gives the scores of a matrix and its margins, as a model's `predict` does: with it, the kept columns
             get each row's `score`, of several outputs `score.NAME` or `score.0`, its `label` and its `decision`, as
             live.
-        on_progress: Called with the rows done and all rows to do; twice as many as the history has, if categories are
+        on_progress: Called with the rows done and all rows to do; twice as many as the history has, if something is
             learnt.
 
     Raises:
@@ -374,13 +387,14 @@ def offline_matrix(
     from gridscore.features import tables
 
     if isinstance(categories, OfflineMatrix):
-        categories = categories.categories
+        categories = categories.learnt
     elif categories is not None and not hasattr(categories, "items"):
         categories = _attached(booster_of(categories))
         if categories is None:
             raise ModelError("The codes of the model are unknown.", "Attach the matrix that it was trained on.")
 
     source = "the history"
+    keep = list(dict.fromkeys([*keep, label] if label else keep))
     if not hasattr(history, "columns"):
         source = str(history)
         history = tables.read_history(history, job, keep=keep)
@@ -404,11 +418,16 @@ def offline_matrix(
     filled = filled_tables(job, lookups, skip_bad=skip_bad)
 
     total = len(history)
-    learn = categories is None and bool(Program(job, filled, None).category_values())
+    unknown = Program(job, filled, None)
+    learn = categories is None and bool(unknown.category_values() or unknown.encoded_values())
     report = on_progress or (lambda _done, _total: None)
     passes = 2 if learn else 1
+    folds: list[FeaturePlan] = []
     if learn:
-        categories = _learn(job, filled, reading, lambda done: report(done, total * passes))
+        labels = _labels(kept[label], source) if kept is not None and label else None
+        categories, others = _learn(job, filled, reading, labels, lambda done: report(done, total * passes))
+        folds = [FeaturePlan(job, filled, {**categories, **other}) for other in others]
+    fold_of = folds_of(total if folds else 0)
     plan = FeaturePlan(job, filled, categories or {})
     decider = Decider(job, filled, categories or {}) if score is not None and job.decisions else None
     values = np.empty((total, len(plan.names)), np.float32)
@@ -420,6 +439,11 @@ def offline_matrix(
         events = batch
         matrix, begins = plan.inputs(events)
         kept_rows = np.array(positions, np.intp)
+        for fold, other in enumerate(folds):
+            some = np.flatnonzero(fold_of[kept_rows] == fold)
+            matrix[some], theirs = other.inputs(events.take(some))
+            if begins is not None:
+                begins[some] = theirs
         if margins is not None and begins is not None:
             lacking = np.flatnonzero(np.isnan(begins))
             if lacking.size and not skip_bad:
@@ -439,11 +463,12 @@ def offline_matrix(
     columns = [] if kept is None else [kept.iloc[rows[:filled_to]].reset_index(drop=True)]
     if outcomes:
         columns.append(pd.concat(outcomes, ignore_index=True))
-    used = {name: tuple(map(str, known)) for name, known in (categories or {}).items() if name in job.features}
+    mine = {name: known for name, known in (categories or {}).items() if name in job.features}
+    encodings = {name: known for name, known in mine.items() if isinstance(known, Encoding)}
     return OfflineMatrix(
         names=plan.names,
         values=values[:filled_to],
-        categories=used,
+        categories={name: tuple(map(str, known)) for name, known in mine.items() if name not in encodings},
         rows=rows[:filled_to],
         skipped=total - filled_to,
         kept=pd.concat(columns, axis=1) if columns else None,
@@ -453,8 +478,24 @@ def offline_matrix(
             name: {"entries": len(table), "bad": table.bad, "events": plan.looked_up[name], "missed": plan.missed[name]}
             for name, table in filled.items()
         },
-        definitions=definitions_of(job),
+        definitions=msgspec.structs.replace(definitions_of(job), encodings=encodings),
     )
+
+
+def _labels(column: pd.Series, source: str) -> NDArray[np.float64]:
+    """The label of each row, NaN where there is none.
+
+    Raises:
+        TableError: They are not numbers.
+    """
+    try:
+        labels: NDArray[np.float64] = column.to_numpy(np.float64, na_value=np.nan)
+    except (ValueError, TypeError):
+        raise TableError(
+            f"The column `{column.name}` of {source} has labels that are not numbers.",
+            "`target` is the mean of the label: give a column of 0 and 1, or of other numbers.",
+        ) from None
+    return labels
 
 
 def _outcome(job: Job, decider: Decider | None, events: EventColumns, scores: NDArray[np.float32]) -> pd.DataFrame:
@@ -488,6 +529,11 @@ class _Reading:
         self._frame = frame
         self._source = source
         self._skip_bad = skip_bad
+
+    @property
+    def rows(self) -> int:
+        """All rows, bad ones among them."""
+        return len(self._frame)
 
     def batches(self) -> Iterator[tuple[int, list[int], EventColumns]]:
         """Rows read so far; then the positions of this batch's rows and their events."""
@@ -554,26 +600,50 @@ def _fill(job: Job, name: str, lookups: Any, *, skip_bad: bool) -> LookupTable:
 
 
 def _learn(
-    job: Job, filled: Mapping[str, LookupTable], reading: _Reading, report: Callable[[int], None]
-) -> dict[str, tuple[str, ...]]:
+    job: Job,
+    filled: Mapping[str, LookupTable],
+    reading: _Reading,
+    labels: NDArray[np.float64] | None,
+    report: Callable[[int], None],
+) -> tuple[dict[str, Learnt], list[dict[str, Encoding]]]:
+    """Categories and encodings; and, of each fold, those encodings of the label's means that the other folds teach.
+
+    Raises:
+        TableError: There is no label, and something learns from it.
+    """
     program = Program(job, filled, None)
-    slots = program.category_values()
+    slots, encoded = program.category_values(), program.encoded_values()
+    targets = [name for name, (_, how) in encoded.items() if how.name == "target"]
+    if targets and labels is None:
+        raise TableError(
+            f"The feature `{targets[0]}` is made with `target`, which is the mean of the label.",
+            "Name its column: `gridscore features --label COLUMN`, or `offline_matrix(…, label=COLUMN)`.",
+        )
     found: dict[str, set[str | None]] = {name: set() for name in slots}
-    for done, _, events in reading.batches():
+    texts = {name: Texts(how, reading.rows) for name, (_, how) in encoded.items()}
+    good = np.zeros(reading.rows, np.bool_)
+    for done, positions, events in reading.batches():
         if events:
             with np.errstate(all="ignore"):
                 parts = program.run_in_parts(events)
             for name, (slot, _) in slots.items():
                 found[name].update(*(values[slot] for values in parts))
+            for name, (slot, _) in encoded.items():
+                texts[name].add(positions, [text for values in parts for text in values[slot]])
+            good[positions] = True
         report(done)
     # Numbers by their size, text by the alphabet.
-    return {
+    categories = {
         name: tuple(sorted((text for text in found[name] if text is not None), key=_by_size if numeric else str))
         for name, (_, numeric) in slots.items()
     }
+    fold_of, learners = folds_of(reading.rows), {name: texts[name] for name in targets}
+    others = [encodings_of(learners, good & (fold_of != fold), labels) for fold in range(FOLDS * bool(targets))]
+    return {**categories, **encodings_of(texts, good, labels)}, others
 
 
-def _few(texts: Sequence[str]) -> str:
+def _few(learnt: Learnt) -> str:
+    texts = list(learnt.numbers) if isinstance(learnt, Encoding) else learnt
     return f"{', '.join(texts[:10])}{', …' * (len(texts) > 10)}"
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gridscore.features.encodings import Learnt
     from gridscore.features.events import Event
     from gridscore.features.lookup_table import LookupTable
     from gridscore.job import Job
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class Decider:
     """Decides on scored events. Whatever the batches, an event gets the same decision."""
 
-    def __init__(self, job: Job, tables: Mapping[str, LookupTable], categories: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, job: Job, tables: Mapping[str, LookupTable], categories: Mapping[str, Learnt]) -> None:
         self._program = Program(job, tables, categories)
         self._slots = self._program.conditions()
         self.lookups = frozenset(self._program.lookup_slots)
@@ -58,10 +59,11 @@ class FeaturePlan:
     Whatever the batches, an event gets the same bits. What is missing or not finite is NaN, always the same NaN.
 
     Args:
-        categories: For each feature made with `category`, the values in the order of their codes.
+        categories: For each feature made with `category`, the values in the order of their codes; for one made with
+            `target` and its like, its encoding.
 
     Raises:
-        ModelMismatchError: There are no categories for a feature that needs them.
+        ModelMismatchError: There is nothing of that for a feature that needs it.
 
     Attributes:
         names: The features, in the order of the matrix's columns.
@@ -72,7 +74,7 @@ class FeaturePlan:
         explained: Its decision 0 is for scored events that get reasons, if there is a condition for that.
     """
 
-    def __init__(self, job: Job, tables: Mapping[str, LookupTable], categories: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, job: Job, tables: Mapping[str, LookupTable], categories: Mapping[str, Learnt]) -> None:
         self.names = job.feature_names
         self._schema = job.schema_
         self._program = Program(job, tables, categories)

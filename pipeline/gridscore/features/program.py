@@ -13,6 +13,7 @@ import numpy as np
 
 from gridscore.errors import ModelMismatchError
 from gridscore.features import arrays
+from gridscore.features.encodings import Encoding, How
 from gridscore.features.lookup_table import LookupHistory
 from gridscore.features.operations import COLUMNAR, ELEMENTWISE, MAX_TEXTS, TextsTooLongError, check_texts
 from gridscore.job.check import compile_decisions, compile_features, compile_keys, compile_margin
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gridscore.features.columns import EventColumns
+    from gridscore.features.encodings import Learnt
     from gridscore.features.lookup_table import LookupTable
     from gridscore.job import FieldType, Job, Lookup, Window
 
@@ -72,16 +74,14 @@ class Program:
     """A list of steps from events to columns.
 
     Args:
-        categories: The categories of each feature that has any.
+        categories: What training has learnt for each feature that learns: its categories, or its encoding.
 
-    Outputs are asked for with `feature`, `margin`, `conditions`, `category_values`, `keys`, `entities`, `key` and
-    `columns`, before the first run. What is no output is let go after its last use: a job may have millions of numbers
-    a row.
+    Outputs are asked for with `feature`, `margin`, `conditions`, `category_values`, `encoded_values`, `keys`,
+    `entities`, `key` and `columns`, before the first run. What is no output is let go after its last use: a job may
+    have millions of numbers a row.
     """
 
-    def __init__(
-        self, job: Job, tables: Mapping[str, LookupTable], categories: Mapping[str, Sequence[str]] | None
-    ) -> None:
+    def __init__(self, job: Job, tables: Mapping[str, LookupTable], categories: Mapping[str, Learnt] | None) -> None:
         job.require_features()
         self._job = job
         self._tables = tables
@@ -128,6 +128,17 @@ class Program:
                 text = inner.args[0]
                 self._earlier(text)
                 found[name] = self._output(self._category(text)), text.op in {"string_of_int", "string_of_number"}
+        return found
+
+    def encoded_values(self) -> dict[str, tuple[int, How]]:
+        """The slots of the texts that get a number that training learns, by feature; and what it is to learn."""
+        found = {}
+        for name, node in self._nodes.items():
+            inner = find(node, "encoded")
+            if inner is not None:
+                self._earlier(inner.args[0])
+                _, function, parameter = cast("tuple[str, str, float]", inner.value)
+                found[name] = self._output(self._category(inner.args[0])), How(function, parameter)
         return found
 
     def keys(self, lookup: str) -> int:
@@ -228,6 +239,8 @@ class Program:
                 return self._step(_labels(self._job.classes), _SCORES)
             case "category":
                 return self._step(self._encoder(value), self._category(node.args[0]))
+            case "encoded":
+                return self._step(self._encoder(value[0], value[1]), self._column(node.args[0]))
             case "to_number" if node.args[0].nullable:
                 return self._lower(node.args[0])  # a column that can say "missing" is a number already
             case "string_of_int" if node.args[0].op == "lookup":
@@ -365,15 +378,18 @@ class Program:
             return self._step(_whole_numbers, self._column(node))
         return self._column(_as_string(node))
 
-    def _encoder(self, feature: str) -> Callable[[Any], Any]:
+    def _encoder(self, feature: str, function: str = "category") -> Callable[[Any], Any]:
         if self._categories is None:  # they are still to be learnt
             return lambda column: np.full(len(column), _NAN)
         known = self._categories.get(feature)
-        if known is None:
+        if known is None or isinstance(known, Encoding) is (function == "category"):
+            what = "categories" if function == "category" else "encoding"
             raise ModelMismatchError(
-                f"The model has no categories for the feature `{feature}`, which the job file makes with `category`.",
+                f"The model has no {what} for the feature `{feature}`, which the job file makes with `{function}`.",
                 "Train it on a matrix of `gridscore features`, and attach that to the Booster before you save it.",
             )
+        if isinstance(known, Encoding):
+            return known.encoder()
         codes = {text: float(code) for code, text in enumerate(known)}
         return lambda column: np.fromiter(map(codes.get, column, repeat(_NAN)), np.float64, len(column))
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gridscore.errors import ExpressionError
 from gridscore.job import patterns, zones
-from gridscore.job.functions import FUNCTIONS, NAMES, OF_ARRAYS, SPECIAL, example_of
+from gridscore.job.functions import FUNCTIONS, LEARNT, NAMES, OF_ARRAYS, SPECIAL, example_of
 from gridscore.job.nodes import INTEGERS, Node, find, is_coded
 from gridscore.job.syntax import MAX_INDEX, PLACES, name_of, parse, place_of, source_of
 from gridscore.job.types import Type
@@ -37,6 +37,9 @@ MAX_NODES, MAX_NODE_DEPTH = 4_000, 150
 
 Short texts can mean many: the middle of `a < b < c` is used twice. Whatever walks over nodes relies on both.
 """
+SMOOTHING, MAX_SMOOTHING = 20.0, 1e9
+MAX_RANK = 1_000
+"""Of the most frequent texts, how many can have a column of their own."""
 MAX_PROBLEMS = 5
 """Problems told of one expression; each costs a search for what was meant."""
 
@@ -65,6 +68,8 @@ _ARITY = {
     "hash": (2, 2),
     "bucket": (2, 2),
     "regex": (2, 3),
+    "target": (1, 2),
+    "onehot": (2, 2),
 }
 """The fewest and the most arguments of functions that have more than one, and no signature."""
 _A = {Type.NUMBER: "a number", Type.STRING: "a string", Type.BOOL: "true or false", Type.TIMESTAMP: "a timestamp"}
@@ -82,7 +87,7 @@ class Scope:
         fields: Of the event.
         lookups: Fields of each lookup.
         features: Features defined earlier.
-        coded: Those of them that are made of a category's code.
+        coded: Those of them that are made of a category's code, or of another number that training learns.
         broken: Names of fields, lookups and features that exist, but whose definition is wrong.
         later: Features defined later, for a better message.
         classes: Of the model, where its `score` and `label` can be used; None where they cannot.
@@ -109,7 +114,8 @@ def compile_expression(text: str, scope: Scope, *, category: str | None = None) 
     """Parse and type-check an expression.
 
     Args:
-        category: The feature whose categories `category()` means; None where it cannot be used.
+        category: The feature whose categories `category()` means, and whose texts `target()` and its like; None where
+            these cannot be used.
 
     Raises:
         ExpressionError: It cannot be used; the message has a line for each reason.
@@ -513,6 +519,8 @@ class _Compiler:
                 return node
         if is_windowed(name, tree):
             return self._window(name, tree)
+        if name == "target" and [each.arg for each in tree.keywords] == ["smoothing"]:
+            tree = ast.Call(tree.func, [*tree.args, tree.keywords[0].value], [])
         if tree.keywords:
             return self._wrong(f"`{name}` takes no named arguments")
         if any(isinstance(arg, ast.Starred) for arg in tree.args):
@@ -543,7 +551,7 @@ class _Compiler:
                 return self._wrong(f"{source_of(tree)}: the argument is `None`")
             if name == "isnull":
                 return self._isnull(node)
-            return self._string(node) if name == "string" else self._category_of(node, args[0])
+            return self._string(node) if name == "string" else self._learnt(name, node, args)
         return self._function(name, args)
 
     def _as_function(self, func: ast.Attribute, args: Sequence[ast.expr]) -> str:
@@ -746,21 +754,33 @@ class _Compiler:
             )
         return Node("bucket", (node,), Type.NUMBER, tuple(_as_score(edge, node).value for edge in found))
 
-    def _category_of(self, node: Node, tree: ast.expr) -> Node:
+    def _learnt(self, name: str, node: Node, args: Sequence[ast.expr]) -> Node:
+        """A number for a text, by what training has learnt: the code of a category, or of an encoding."""
         if self._category is None:
-            return self._wrong("`category` can only be used in a feature")
+            return self._wrong(f"`{name}` can only be used in a feature")
         self._categories += 1
         if self._categories > 1:
             return self._wrong(
-                "`category` can be used once in a feature: its categories are kept under the feature's name"
+                f"`{name}` can be used once in a feature: its categories are kept under the feature's name"
+                if name == "category"
+                else f"`{name}` learns under the feature's name, which has learnt something already: make two features"
             )
         if node.type not in {Type.STRING, Type.NUMBER, Type.UNKNOWN}:
-            return self._wrong(f"{source_of(tree)} is {_a(node)}: `category` needs a string or a number")
+            return self._wrong(f"{source_of(args[0])} is {_a(node)}: `{name}` needs a string or a number")
         if is_coded(node, self._scope.coded):
-            return self._wrong(
-                "`category` cannot be made of the code of another category: it is known after training only"
-            )
-        return Node("category", (self._string(node),), Type.NUMBER, self._category)
+            of = "the code of another category" if name == "category" else "what is learnt itself"
+            return self._wrong(f"`{name}` cannot be made of {of}: it is known after training only")
+        if name not in LEARNT:
+            return Node("category", (self._string(node),), Type.NUMBER, self._category)
+        given = [self._written_out(name, 2, Type.NUMBER, each) for each in args[1:]]
+        if _UNKNOWN in given:
+            return _UNKNOWN
+        parameter = cast("float", given[0].value) if given else SMOOTHING
+        if name == "onehot":
+            parameter = self._whole(name, "place among the most frequent", parameter, 1, MAX_RANK)
+        elif not 0 <= parameter <= MAX_SMOOTHING:
+            return self._wrong(f"`target`: `smoothing` must be 0 to {MAX_SMOOTHING:,.0f}")
+        return Node("encoded", (self._string(node),), Type.NUMBER, (self._category, name, parameter))
 
     def _window(self, name: str, tree: ast.Call) -> Node:
         """What a function gives of the events of an entity: of their values, and the condition on which one counts."""

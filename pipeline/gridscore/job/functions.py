@@ -73,12 +73,18 @@ SPECIAL = {
     "coalesce": "coalesce(x, y, 0)",
     "string": "string(x)",
     "category": "category(text)",
+    "target": "target(merchant, smoothing=20)",
+    "frequency": "frequency(merchant)",
+    "onehot": "onehot(country, 1)",
     "hash": "hash(x, 1000)",
     "bucket": "bucket(x, [10, 100])",
     "regex": 'regex(text, "^N[0-9]+")',
     "case": "case(x < 10, 1, x < 100, 2, 3)",
 }
 """Functions whose types depend on their arguments, with an example each."""
+
+LEARNT = ("target", "frequency", "onehot")
+"""Those that make a number of a text by what training has learnt of it; see `features.encodings`."""
 
 WINDOWED = {
     "count": 'count(card, "1h")',

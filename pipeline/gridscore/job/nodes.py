@@ -60,7 +60,7 @@ def find(node: Node, op: str) -> Node | None:
 
 
 def is_coded(node: Node, coded: Collection[str]) -> bool:
-    """Whether a value depends on the code of a category, given the earlier features that do."""
-    if node.op == "category" or (node.op == "feature" and node.value in coded):
+    """Whether a value depends on what training learns of texts, given the earlier features that do."""
+    if node.op in ("category", "encoded") or (node.op == "feature" and node.value in coded):
         return True
     return any(is_coded(arg, coded) for arg in node.args)

@@ -8,11 +8,13 @@ import msgspec
 import numpy as np
 
 from gridscore.errors import ModelError
+from gridscore.features.encodings import Encoding
 from gridscore.models.metrics import measure, microseconds_a_row, psi
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from gridscore.features.encodings import Learnt
     from gridscore.models.loaded import LoadedModel
     from gridscore.models.metrics import Name
     from gridscore.models.sample import Rows
@@ -118,9 +120,10 @@ def _features(old: ModelVersion, new: ModelVersion) -> list[Fact]:
         fact = Fact(f"feature {name}", _made(old, name), _made(new, name))
         if fact.differs:
             facts.append(fact)
-        texts = [each.categories.get(name) for each in (old, new)]
-        if texts[0] != texts[1]:
-            facts.append(Fact(f"categories {name}", *map(_shown, texts)))
+        learnt = [each.learnt.get(name) for each in (old, new)]
+        if learnt[0] != learnt[1]:
+            what = "encoding" if any(isinstance(each, Encoding) for each in learnt) else "categories"
+            facts.append(Fact(f"{what} {name}", *map(_shown, learnt)))
     return facts
 
 
@@ -133,9 +136,10 @@ def _made(version: ModelVersion, name: str) -> str | None:
     return " ".join(filter(None, (f"{place + 1}.", kind, made)))
 
 
-def _shown(texts: tuple[str, ...] | None) -> str | None:
-    if texts is None:
+def _shown(learnt: Learnt | None) -> str | None:
+    if learnt is None:
         return None
+    texts = [f"{t} {v:g}" for t, v in learnt.numbers.items()] if isinstance(learnt, Encoding) else learnt
     return ", ".join(texts[:_SHOWN]) + (f", … ({len(texts):,})" if len(texts) > _SHOWN else "")
 
 

@@ -184,9 +184,11 @@ def _kind_mismatches(job: Job, version: ModelVersion) -> list[str]:
     lines = []
     for name, node in nodes.items():
         texts, made = version.categories.get(name), f"`{short(job.features[name].expression, _MADE_SHOWN)}`"
-        category = find(node, "category")
+        category, encoded = find(node, "category"), find(node, "encoded")
         problem = ""
-        if category is None:
+        if encoded is not None and name not in version.learnt:
+            problem = f"the model has not learnt its encoding: {made}"
+        elif category is None:
             if texts is not None:
                 problem = f"trained as a category ({listed(texts)}), the job makes a number of it: {made}"
             elif types.get(name) == "c" and not (_is_code(node, nodes, job) or _is_made_alike(name, job, version)):

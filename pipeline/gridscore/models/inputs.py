@@ -8,12 +8,15 @@ import msgspec
 
 from gridscore.errors import UsageError
 from gridscore.features import ATTRIBUTE, OfflineMatrix
+from gridscore.features.definitions import learnt_of
 from gridscore.models.description import describe
 from gridscore.models.version import signature
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from gridscore.features.encodings import Learnt
 
 
 def parse_metrics(texts: Iterable[str]) -> dict[str, float]:
@@ -48,7 +51,12 @@ def parse_tags(texts: Iterable[str]) -> dict[str, str]:
 
 
 def read_categories(path: Path) -> dict[str, tuple[str, ...]]:
-    """Categories by feature: from a matrix (Parquet), a model (XGBoost UBJ or JSON), or a JSON object of lists.
+    """The categories that `read_learnt` finds."""
+    return {name: known for name, known in read_learnt(path).items() if isinstance(known, tuple)}
+
+
+def read_learnt(path: Path) -> dict[str, Learnt]:
+    """What was learnt, by feature: from a matrix (Parquet), a model (XGBoost UBJ or JSON), or a JSON object of lists.
 
     Raises:
         UsageError: There is no such file, or it has no categories.
@@ -56,7 +64,7 @@ def read_categories(path: Path) -> dict[str, tuple[str, ...]]:
         ModelError: It is a damaged model, or one whose categories contradict each other.
     """
     if path.suffix == ".parquet":
-        return OfflineMatrix.from_parquet(path).categories
+        return OfflineMatrix.from_parquet(path).learnt
     try:
         payload = path.read_bytes()
     except OSError as error:
@@ -65,10 +73,11 @@ def read_categories(path: Path) -> dict[str, tuple[str, ...]]:
         return msgspec.json.decode(payload, type=dict[str, tuple[str, ...]])
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         description = describe(payload, str(path))  # not a plain object of lists: then it is a model
-    categories = signature(description, None, str(path)).categories
-    if not categories and ATTRIBUTE not in description.attributes:
+    found = signature(description, None, str(path))
+    learnt = learnt_of(found.categories, found.definitions)
+    if not learnt and ATTRIBUTE not in description.attributes:
         raise UsageError(
             f"The model {path} has no categories.",
             "Attach the matrix that it learns from to the Booster (OfflineMatrix.attach), then save it.",
         )
-    return categories
+    return learnt

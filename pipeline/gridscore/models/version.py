@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from gridscore.errors import ModelError, UsageError
-from gridscore.features.definitions import ATTRIBUTE, Attribute, Definitions, Training
+from gridscore.features.definitions import ATTRIBUTE, Attribute, Definitions, Training, learnt_of
 from gridscore.models.description import MAX_FEATURES, NAMES_HINT
 from gridscore.texts import did_you_mean, html_table
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gridscore.features.baseline import Baseline
+    from gridscore.features.encodings import Learnt
     from gridscore.models.description import Description
 
 CHUNK = 1 << 20
@@ -119,6 +120,11 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     def baseline(self) -> Baseline | None:
         """What training has seen; None if nobody attached it."""
         return self.training.baseline if self.training is not None else None
+
+    @property
+    def learnt(self) -> dict[str, Learnt]:
+        """Categories and encodings, by feature."""
+        return learnt_of(self.categories, self.definitions)
 
     @property
     def margin(self) -> str | None:

@@ -221,7 +221,7 @@ class LiveModel:
         for warning in fit_warnings({self._job.name: self._job}, version):
             _log.info("%s: %s", self._job.name, warning, extra={"action": "changed_features"})
         model = await self._models.of(version)
-        plan = FeaturePlan(self._job, self._tables, version.categories)
+        plan = FeaturePlan(self._job, self._tables, version.learnt)
         baseline = version.baseline if self._job.drift is not None else None
         return ActiveModel(model, plan, None if baseline is None else Sketch(version, baseline, plan.quality))
 

@@ -41,7 +41,7 @@ class RecentEvents:
 
     def inputs(self, version: ModelVersion) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """The matrix that a version scores, and its margins."""
-        return FeaturePlan(self._job, self._tables, version.categories).inputs(self._events)
+        return FeaturePlan(self._job, self._tables, version.learnt).inputs(self._events)
 
 
 async def latest(grid: Grid, job: Job, count: int, version: ModelVersion) -> RecentEvents:
@@ -70,7 +70,7 @@ async def latest(grid: Grid, job: Job, count: int, version: ModelVersion) -> Rec
     found = await asyncio.gather(*map(newest_of, range(grid.partition_count)))
     events, _ = EventDecoder(job).decode_good([text for texts in found for text in texts][:count])
     tables = {name: LookupTable(lookup) for name, lookup in job.lookups.items()}
-    plan = FeaturePlan(job, tables, version.categories)
+    plan = FeaturePlan(job, tables, version.learnt)
     if events:
         await look_up(grid, job, plan, tables, events)
         events = await asyncio.to_thread(_computable, plan, events)

@@ -106,7 +106,7 @@ class Rehearsal:
         states: WindowStates | HistoryStates | None = None,
         revision: int = 1,
     ) -> None:
-        self.plan = _WatchedPlan(job, given.tables, model.version.categories)
+        self.plan = _WatchedPlan(job, given.tables, model.version.learnt)
         self.stats = JobStats()
         self._scorer = Scorer(job, revision, given.tables, given.fetchers, self.stats, states)
         self._active = ActiveModel(model, self.plan)

@@ -98,10 +98,10 @@ class Trial:
         return self.experiment.kind == "shadow"
 
     def codes_alike(self, champion: ActiveModel) -> bool:
-        """Whether both versions code categories alike, so that they take the same matrix."""
+        """Whether both versions code texts alike, so that they take the same matrix."""
         if self.challenger is None or (self._alike[0] is champion and self._alike[1] is self.challenger):
             return self._alike[2]
-        same = champion.model.version.categories == self.challenger.model.version.categories
+        same = champion.model.version.learnt == self.challenger.model.version.learnt
         self._alike = champion, self.challenger, same
         return same
 

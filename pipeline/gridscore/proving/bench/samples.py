@@ -142,7 +142,7 @@ async def featured(grid: Grid, job: Job, model: LoadedModel, samples: Samples) -
         else:
             texts.append(text)
     tables = {name: LookupTable(lookup) for name, lookup in job.lookups.items()}
-    plan = FeaturePlan(job, tables, model.version.categories)
+    plan = FeaturePlan(job, tables, model.version.learnt)
     await look_up(grid, job, plan, tables, events)
     try:
         matrix = plan.matrix(events)

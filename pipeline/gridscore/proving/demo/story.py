@@ -278,7 +278,7 @@ class _Story:
 
         replay, version = outcome.replay, outcome.version
         booster = xgboost.Booster(model_file=str(model.path))
-        matrix = offline_matrix(job, stream, lookups_for(job, flights), categories=version.categories)
+        matrix = offline_matrix(job, stream, lookups_for(job, flights), categories=version.learnt)
         names = list(matrix.names)
         expected = booster.predict(xgboost.DMatrix(matrix.values, feature_names=names))
         keys = stream["key"].tolist()
