@@ -74,7 +74,8 @@ def html_table(*rows: Mapping[str, Any]) -> str:
         return f"<tr>{''.join(f'<{tag}>{text}</{tag}>' for text in cut)}</tr>"
 
     lines = [*(line("th", row) for row in rows[:1]), *(line("td", row.values()) for row in rows)]
-    return f"<table>{''.join(lines)}</table>"
+    # Or notebooks would set what lies between two `$` as a formula.
+    return f'<table class="mathjax_ignore tex2jax_ignore">{"".join(lines)}</table>'
 
 
 _LINES = 12

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from gridscore import containers
-from gridscore.cli import _commands, _named
+from gridscore.cli import _commands, _named, options
 from gridscore.cli.backtest import check_page
 from gridscore.errors import UsageError
 from gridscore.models import mlflow_models, signing
@@ -30,6 +31,11 @@ from gridscore.models import mlflow_models, signing
 )
 def test_only_the_command_that_is_named_is_imported(words, name):
     assert _named(words) == name
+
+
+def test_what_would_be_an_option_is_not_offered_as_a_name(monkeypatch):
+    monkeypatch.setattr(options, "run_on", lambda *_: ["--yes", "-x", "a-b", "a;b", "a b"])
+    assert options.job_names(SimpleNamespace(params={})) == ["a-b"]
 
 
 def test_alone_a_command_is_what_it_is_among_all():

@@ -31,6 +31,7 @@ from gridscore.sources.http import gate, tls, tokens
 from gridscore.testing import StubCluster
 
 AUDIENCE = "gridscore"
+WITH_CERTIFICATES = {"certificate": "x", "private_key": "x", "client_ca": "ca.pem", "client_grant": {"till": "score"}}
 GRANTS = {"score-all": "score", "reader": "read", "cards": "score,read:plain,cards"}
 
 
@@ -238,6 +239,7 @@ async def test_keys_rotate_and_an_issuer_that_is_down_closes_no_door_that_is_ope
     async with guarded(issuer) as http:
         issuer.documents["/keys"] = 500
         assert await status(http, issuer.token()) == 503
+        assert await status(http, issuer.token(), "/") == 503
         assert "answers 500" in caplog.text
         issuer.publish(old)
         assert await status(http, issuer.token()) == 503  # is not asked again at once
@@ -301,6 +303,14 @@ async def test_keys_are_fetched_by_tls_only_but_on_this_machine(issuer, caplog, 
         assert "cannot be fetched" in caplog.text
 
 
+async def test_no_proxy_of_the_environment_answers_for_an_issuer_on_this_machine(issuer, monkeypatch):
+    async with guarded(issuer) as http:
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.setenv("http_proxy", issuer.address)  # would be asked with whole addresses in the place of paths
+        assert await status(http, issuer.token()) == 200
+
+
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
@@ -314,11 +324,12 @@ async def test_keys_are_fetched_by_tls_only_but_on_this_machine(issuer, caplog, 
         ({"oidc_issuer": None}, "belong together"),
         ({"client_grant": {"till": "score"}}, "needs `client_ca`"),
         ({"client_ca": "ca.pem"}, "needs `certificate`"),
+        ({**WITH_CERTIFICATES, "allow_origin": ["https://x.example.com", "*"]}, "must name the pages"),
     ],
 )
 def test_settings_that_would_open_more_than_is_meant_are_refused(changed, why):
     good = {"oidc_issuer": "https://login.example.com/x", "oidc_audience": ["x"], "oidc_grant": {"x": "score"}}
-    PostSettings(**good)
+    PostSettings(**good, **WITH_CERTIFICATES, allow_origin=["https://x.example.com"])
     with pytest.raises(ValidationError, match=why):
         PostSettings(**{**good, **changed})
 

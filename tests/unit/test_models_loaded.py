@@ -220,6 +220,11 @@ def test_a_feature_that_no_job_file_can_name_is_refused(name):
         candidate(raw)
 
 
+def test_categories_that_the_registry_could_not_be_asked_for_are_refused():
+    with pytest.raises(ModelError, match="the limit is"):
+        candidate(train(2), categories={"kind": [f"{number:0100}" for number in range(90_000)]})
+
+
 def test_a_model_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(ModelError, match="There is no file") as caught:
         candidate(tmp_path / "none.ubj")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+from fastapi import FastAPI
 from http_listening import EVENTS
 from prometheus_client.parser import text_string_to_metric_families
 from serving import JOB, PLAIN, booster, client, prepared, same, serving, until
@@ -10,6 +11,7 @@ from serving import JOB, PLAIN, booster, client, prepared, same, serving, until
 from gridscore.job import parse_job
 from gridscore.serve import scores
 from gridscore.serve import server as server_module
+from gridscore.serve.description import describing
 from gridscore.sources.http import gate, protocol
 from gridscore.sources.http import requests as http_requests
 from gridscore.testing import StubCluster
@@ -279,6 +281,11 @@ async def test_events_results_and_scores_come_from_one_server():
         async with serving(cluster, "cards") as server, client(server) as http:
             assert "/events/{map}" not in (await http.get("/openapi.json")).json()["paths"]
             assert (await http.post("/events/events.cards", json={})).status_code == 404
+
+
+def test_what_is_served_is_described_once():
+    describe = describing(FastAPI(), lambda: True)
+    assert describe() is describe()
 
 
 async def test_a_token_is_asked_for_by_everything_but_probes(monkeypatch):

@@ -18,6 +18,7 @@ from gridscore.errors import ModelError, UsageError
 from gridscore.features import booster_of, parameters_of
 from gridscore.features.baseline import MAX_BYTES
 from gridscore.features.definitions import TRAINING, Training
+from gridscore.grid.records import MAX_RECORD, record_text
 from gridscore.job.completion import complete
 from gridscore.job.types import FeatureName
 from gridscore.models.description import NAMES_HINT, describe_document
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 _MAX_METRICS = 100
 _MAX_TRAINING = 2 * MAX_BYTES
 """Characters of what is known of the training: whoever lists versions reads it."""
+
+_MAX_RECORD = MAX_RECORD - 1_000  # a signature comes on top
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,11 @@ class Candidate:
         except msgspec.ValidationError as error:
             raise ModelError(f"{called} cannot be kept in the registry: {error}.") from None
         check_jobs(jobs, version, allow_changed=allow_changed, called=called)
+        if (known := len(record_text(version.to_json()))) > _MAX_RECORD:
+            raise ModelError(
+                f"What {called} says of its columns has {known:,} bytes; the limit is {_MAX_RECORD:,}.",
+                "Let fewer features have categories or encodings, or make their texts shorter.",
+            )
         loaded = LoadedModel.prepare(version, payload, document, description, called)
         texts = msgspec.json.encode(chosen, order="deterministic")
         content = hashlib.sha256(sha256.encode() + texts).hexdigest()

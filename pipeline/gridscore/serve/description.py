@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -35,8 +36,9 @@ Time = Annotated[str, Query(pattern=r"^[0-9]{1,6}(\.[0-9]{1,3})?(s|ms)?$", examp
 def describing(app: FastAPI, takes_events: Callable[[], bool]) -> Callable[[], dict[str, Any]]:
     """What describes an application, in the place of its own `openapi`."""
 
-    def describe() -> dict[str, Any]:
-        routes = [*app.routes, *_scores.routes, *(_events.routes if takes_events() else ())]
+    @cache  # or who asks again and again would hold up all others
+    def describe(*, with_events: bool) -> dict[str, Any]:
+        routes = [*app.routes, *_scores.routes, *(_events.routes if with_events else ())]
         value = get_openapi(title=app.title, version=app.version, routes=routes)
         [schema], schemas = msgspec.json.schema_components([InferRequest], ref_template="#/components/schemas/{name}")
         for path, methods in value["paths"].items():
@@ -46,7 +48,7 @@ def describing(app: FastAPI, takes_events: Callable[[], bool]) -> Callable[[], d
         value["security"] = [{}, {"key": []}]
         return value
 
-    return describe
+    return lambda: describe(with_events=takes_events())
 
 
 def name_of(route: APIRoute) -> str:

@@ -129,4 +129,6 @@ class PostSettings(Strict):
             raise ValueError("`oidc_issuer`, `oidc_audience` and `oidc_grant` belong together")
         if (self.client_grant and not self.client_ca) or (self.client_ca and not self.certificate):
             raise ValueError("`client_grant` needs `client_ca`, which needs `certificate`")
+        if self.client_grant and "*" in self.allow_origin:  # browsers show a certificate for whatever page asks
+            raise ValueError("with `client_grant`, `allow_origin` must name the pages: any could act as its visitor")
         return self

@@ -17,7 +17,7 @@ import jwt
 import msgspec
 from msgspec import structs
 
-from gridscore.errors import GridscoreError
+from gridscore.errors import GridError
 from gridscore.job.plugs.http import private_address
 from gridscore.keys import digest_of, granted
 from gridscore.texts import visible
@@ -77,7 +77,7 @@ class Tokens:
         """What who shows a token may do, perhaps nothing; None if it is not one.
 
         Raises:
-            GridscoreError: The issuer does not say which keys it signs with.
+            GridError: The issuer does not say which keys it signs with.
         """
         if len(text) > MAX_TOKEN:
             return None
@@ -119,13 +119,16 @@ class Tokens:
         if self._fetching is not None:
             await asyncio.shield(self._fetching)
         if self._fetched_at < self._tried_at:
-            raise GridscoreError("The issuer of tokens does not say which keys it signs with.")
+            raise GridError("The issuer of tokens does not say which keys it signs with.")
         return self._keys.get(name)
 
     async def _fetch(self) -> None:
         at = self._tried_at
         try:
-            async with asyncio.timeout(FETCH_SECONDS), httpx.AsyncClient(verify=self._trust) as http:
+            # A proxy that the environment names sees nothing of TLS, but could answer for this machine in plain text.
+            by_tls = self._issuer.startswith("https:")
+            client = httpx.AsyncClient(verify=self._trust, trust_env=by_tls)
+            async with asyncio.timeout(FETCH_SECONDS), client as http:
                 address = f"{self._issuer.removesuffix('/')}/.well-known/openid-configuration"
                 found = msgspec.json.decode(await _get(http, address), type=_Discovery)
                 _check(self._issuer, found)
