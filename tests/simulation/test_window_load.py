@@ -1,12 +1,14 @@
 """States of windows from a history, in virtual time: scores go on as if the stream had begun with it, bit for bit."""
 
+import asyncio
 import json
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 from routed_world import ANSWERS, RoutedWorld
-from window_world import CARDS, WindowWorld
+from window_world import CARDS, JOB, WindowWorld
 from world import BOOSTER, _text
 
 from gridscore.errors import JobError, TableError
@@ -14,6 +16,7 @@ from gridscore.features import offline_matrix
 from gridscore.job import JobState, parse_job
 from gridscore.operations import window_load
 from gridscore.operations.window_load import load_states
+from gridscore.operations.window_state import state_of
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -168,6 +171,21 @@ def test_rows_from_the_moment_on_are_left_to_the_journal_and_a_dry_run_writes_no
     for event in world.history[100:]:
         world.paid[event["card"]] -= event["amount"]
     assert world.sums() == pytest.approx({card: world.paid[card] for card in world.sums()})
+
+
+def test_what_is_shown_of_a_whole_number_is_what_came_after_its_history(gridscore_lab, file):
+    lab, client = gridscore_lab, gridscore_lab.client
+    lab.submit(JOB.replace("card: string", "card: int"), model=BOOSTER)
+    lab.run(client.jobs.suspend("sim"))
+    lab.run(asyncio.sleep(5.0))
+    now = int(time.time())
+    file.write_text(json.dumps({"card": 7, "amount": 5.0, "time": now - 60}))
+    lab.run(load_states(client.grid, lab.run(client.jobs.get("sim")), file))
+    lab.run(client.jobs.resume("sim"))
+    lab.put({7: {"card": 7, "amount": 3.0, "time": now}})
+    lab.run(asyncio.sleep(5.0))
+    found = lab.run(state_of(client.grid, lab.run(client.jobs.get("sim")), "7"))
+    assert found.values == {"sum(amount, card, '1h')": 8.0, "seconds_since_last(card)": 0.0}  # noqa: PD011
 
 
 def test_a_job_that_scores_is_refused_and_so_is_one_that_has_begun_meanwhile(world, file, monkeypatch):

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from gridscore import containers
 from gridscore.cli import _commands, _named, options
 from gridscore.cli.backtest import check_page
-from gridscore.errors import UsageError
+from gridscore.cli.state import _seconds
+from gridscore.errors import GridscoreError, UsageError
+from gridscore.job.life import _begin
 from gridscore.models import mlflow_models, signing
 
 
@@ -65,6 +67,14 @@ def test_a_light_command_imports_nothing_heavy():
     code += "    print([name for name in ('numpy', 'hazelcast', 'xgboost') if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("read", [_seconds, _begin], ids=["until", "from"])
+def test_a_date_alone_gets_advice_that_can_be_followed(read):
+    with pytest.raises(GridscoreError, match="has no time zone") as refused:
+        read("2026-01-31")
+    assert refused.value.hint.split()[1] == "2026-01-31T00:00:00Z"
+    read("2026-01-31T00:00:00Z")
 
 
 def test_a_typing_error_gets_a_suggestion_from_all_commands():

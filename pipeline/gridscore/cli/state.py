@@ -142,5 +142,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         raise UsageError(f"--until: `{text}` is not a time.", "Write it as 2026-01-31T12:00:00Z.") from None
     if moment.tzinfo is None:
-        raise UsageError(f"--until: `{text}` has no time zone.", f"Write {text}Z for UTC, or an offset as +01:00.")
+        raise UsageError(
+            f"--until: `{text}` has no time zone.", f"Write {moment.isoformat()}Z for UTC, or an offset as +01:00."
+        )
     return moment.timestamp()

@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import Meta
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -90,8 +90,9 @@ def baseline_of(
     values: NDArray[np.float32],
     categories: Mapping[str, Sequence[str]],
     scores: NDArray[np.float32] | None,
+    but: Collection[str] = (),
 ) -> Baseline | None:
-    """The baseline of a matrix and its scores; None if it has no rows."""
+    """The baseline of a matrix and its scores, but for some of its features; None if it has no rows."""
     if not len(values):
         return None
     some = sample(len(values))
@@ -100,6 +101,8 @@ def baseline_of(
     outputs = tuple(_numbers(each) for each in given)
     room = MAX_BYTES - len(msgspec.json.encode(outputs))
     for name, column in zip(names, values.T, strict=True):
+        if name in but:
+            continue
         found = _texts(column[some], categories[name]) if name in categories else _numbers(column[some])
         room -= len(msgspec.json.encode((name, found)))
         if room < 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 from typing import TYPE_CHECKING, Annotated, cast
 
 import msgspec
@@ -111,6 +112,15 @@ class Training(msgspec.Struct, frozen=True, omit_defaults=True):
 def learnt_of(categories: Mapping[str, Sequence[str]], definitions: Definitions | None) -> dict[str, Learnt]:
     """What training has learnt, by feature: what a `FeaturePlan` computes with."""
     return {**categories, **(definitions.encodings if definitions is not None else {})}
+
+
+def made_of_labels(definitions: Definitions | None) -> set[str]:
+    """Features made with `target`, or of such: in the matrix that learns they have the numbers of five folds."""
+    found: set[str] = set()
+    for name, text in definitions.features.items() if definitions is not None else ():
+        if "target(" in text or found.intersection(re.findall(r"\w+", text)):
+            found.add(name)
+    return found
 
 
 def definitions_of(job: Job) -> Definitions:

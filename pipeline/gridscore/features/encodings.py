@@ -34,6 +34,11 @@ class Encoding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     numbers: Annotated[dict[Annotated[str, Meta(max_length=_LONGEST)], float], Meta(max_length=MOST)]
     other: float = 0.0
 
+    @property
+    def texts(self) -> list[str]:
+        """What is known, for people."""
+        return [f"{text} {number:g}" for text, number in self.numbers.items()]
+
     def encoder(self) -> Callable[[Sequence[str | None]], NDArray[np.float64]]:
         """What makes numbers of texts; what is missing stays so."""
         known: dict[str | None, float] = {None: np.nan}

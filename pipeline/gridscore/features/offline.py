@@ -26,6 +26,7 @@ from gridscore.features.definitions import (
     Training,
     definitions_of,
     learnt_of,
+    made_of_labels,
 )
 from gridscore.features.encodings import FOLDS, Encoding, Texts, encodings_of, folds_of
 from gridscore.features.events import EventDecoder
@@ -119,7 +120,8 @@ class OfflineMatrix:
                 f"Attach the matrix that it was trained on; its columns are {_few(self.names)}.",
             )
         self._check_codes(booster)
-        seen = baseline_of(self.names, self.values, self.categories, self._scores(model))
+        folded = made_of_labels(self.definitions)
+        seen = baseline_of(self.names, self.values, self.categories, self._scores(model), but=folded)
         training = Training(self.fingerprint, len(self), parameters_of(booster), tuple(map(str, labels)), seen)
         booster.set_attr(**{ATTRIBUTE: self.attribute, TRAINING: msgspec.json.encode(training).decode()})
 
@@ -609,14 +611,15 @@ def _learn(
     """Categories and encodings; and, of each fold, those encodings of the label's means that the other folds teach.
 
     Raises:
-        TableError: There is no label, and something learns from it.
+        TableError: No row has a label, and something learns from it.
     """
     program = Program(job, filled, None)
     slots, encoded = program.category_values(), program.encoded_values()
     targets = [name for name, (_, how) in encoded.items() if how.name == "target"]
-    if targets and labels is None:
+    if targets and (labels is None or not np.isfinite(labels).any()):
+        none = "" if labels is None else ", and no row has one"
         raise TableError(
-            f"The feature `{targets[0]}` is made with `target`, which is the mean of the label.",
+            f"The feature `{targets[0]}` is made with `target`, which is the mean of the label{none}.",
             "Name its column: `gridscore features --label COLUMN`, or `offline_matrix(…, label=COLUMN)`.",
         )
     found: dict[str, set[str | None]] = {name: set() for name in slots}
@@ -643,7 +646,7 @@ def _learn(
 
 
 def _few(learnt: Learnt) -> str:
-    texts = list(learnt.numbers) if isinstance(learnt, Encoding) else learnt
+    texts = learnt.texts if isinstance(learnt, Encoding) else learnt
     return f"{', '.join(texts[:10])}{', …' * (len(texts) > 10)}"
 
 

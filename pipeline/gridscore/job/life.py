@@ -480,5 +480,5 @@ def _begin(text: str) -> str:
             f"`{text}` is not a place to begin.", "Say oldest, latest, committed, or a time as 2026-01-31T12:00:00Z."
         ) from None
     if moment.tzinfo is None:
-        raise JobError(f"`{text}` has no time zone.", f"Write {text}Z for UTC, or an offset as +01:00.")
+        raise JobError(f"`{text}` has no time zone.", f"Write {moment.isoformat()}Z for UTC, or an offset as +01:00.")
     return moment_text(moment)

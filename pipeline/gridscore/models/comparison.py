@@ -139,7 +139,7 @@ def _made(version: ModelVersion, name: str) -> str | None:
 def _shown(learnt: Learnt | None) -> str | None:
     if learnt is None:
         return None
-    texts = [f"{t} {v:g}" for t, v in learnt.numbers.items()] if isinstance(learnt, Encoding) else learnt
+    texts = learnt.texts if isinstance(learnt, Encoding) else learnt
     return ", ".join(texts[:_SHOWN]) + (f", … ({len(texts):,})" if len(texts) > _SHOWN else "")
 
 

@@ -62,6 +62,8 @@ async def state_of(grid: Grid, record: JobRecord, entity: str) -> EntityState:
             values = {texts[output]: value for output, value in zip(layout.outputs, present, strict=True)}
             found.append(EntityState(name, head.sequence, head.newest, head.late, len(entry.state), values))
     if found:
+        # Of a whole number, a history is loaded under both forms of the key, and the stream goes on with one of them.
+        found.sort(key=lambda each: (each.newest, each.sequence))
         return EntityState(
             name,
             max(each.sequence for each in found),
