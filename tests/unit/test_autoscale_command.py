@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import math
 import socket
 import time
 from types import SimpleNamespace
@@ -140,6 +141,13 @@ async def test_what_a_command_that_ended_had_asked_for_may_be_starting(stub, ago
     scaler = autoscale._Scaler(grid, "payments", Policy(), scale)
     await scaler.step()
     assert asked == [target]
+
+
+async def test_a_dry_run_takes_nothing_for_asked_for(stub, capsys):
+    grid = await behind(stub)
+    await keep(grid, "payments", Decision(1, 4, "a backlog", int(time.time() * 1000) - 1))
+    await autoscale._Scaler(grid, "payments", Policy(start_seconds=math.inf), None).step()
+    assert "stays at 1: " in capsys.readouterr().err
 
 
 async def test_a_job_that_was_suspended_goes_on_with_as_many(stub):

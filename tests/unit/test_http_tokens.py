@@ -25,7 +25,7 @@ from joserfc import jwk, jws
 from pydantic import ValidationError
 from serving import client, prepared, serving
 
-from gridscore.errors import UsageError
+from gridscore.errors import SettingsError, UsageError
 from gridscore.job.plugs.http import PostSettings
 from gridscore.sources.http import gate, tls, tokens
 from gridscore.testing import StubCluster
@@ -380,6 +380,8 @@ async def test_a_client_certificate_opens_what_its_name_is_granted(files):
                     codes = [(await http.get(path)).status_code for path in ("/v2/models/cards", "/jobs", "/")]
                     assert tuple(codes) == expected
                     assert (await http.get("/healthz")).status_code == 200
+            async with client(server, verify=shows(authority, issue(authority, "nobody"))) as http:
+                assert "no grant is for a name of this certificate" in (await http.get("/v2/models/cards")).text
             till = issue(authority, "till")
             async with client(server, verify=shows(authority, till)) as http:
                 assert (await http.get("/v2/models/plain")).status_code == 403
@@ -390,6 +392,14 @@ async def test_a_client_certificate_opens_what_its_name_is_granted(files):
                 async with client(server, verify=shows(authority, shown)) as http:
                     with pytest.raises(httpx.TransportError):  # not even probes
                         await http.get("/healthz")
+
+
+async def test_files_that_the_system_does_not_give_are_named(files):
+    settings = files[2] | {"client_ca": "/proc/self/mem"}
+    async with StubCluster(partitions=4) as cluster:
+        with pytest.raises(SettingsError, match="authorities of /proc/self/mem cannot be used: Input/output error"):
+            async with serving(cluster, **settings):
+                pass
 
 
 async def test_authorities_of_clients_are_replaced_without_a_restart(files, monkeypatch):

@@ -70,6 +70,8 @@ def test_a_command_that_fails_says_why_and_stops_the_notebook_without_a_tracebac
     gridscore.load_ipython_extension(shell)
     shell.gridscore("--version")
     assert capsys.readouterr().out.startswith("gridscore ")
-    with pytest.raises(UsageError, match="its exit code is 2"):  # IPython's
+    with pytest.raises(UsageError, match="ended with exit code 2"):  # IPython's
         shell.gridscore("job check 'no where.yaml'")
     assert "no where.yaml" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="No closing quotation"):
+        shell.gridscore("job check 'no where.yaml")

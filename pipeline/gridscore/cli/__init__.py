@@ -129,7 +129,7 @@ _GROUPS = {
     "model": "Models in the cluster: versions, aliases, what each was trained for.",
     "experiment": "Another version of a job's model on a part of the entities, or beside.",
     "bench": "How fast a worker is on this machine, or your own job on your cluster.",
-    "state": "What the windows of an entity hold (as: state JOB ENTITY); and windows from a history.",
+    "state": "What the windows of an entity hold (`state JOB ENTITY`), and how to fill windows from a history.",
 }
 """Those that have commands of their own."""
 

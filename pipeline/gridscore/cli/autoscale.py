@@ -291,7 +291,7 @@ class _Scaler:
         """How many workers there are, or were asked for by a command that has ended, and may be starting."""
         from gridscore.operations.autoscale import kept
 
-        last = (await kept(self._grid, self._job))[-1:]
+        last = [] if self._scale is None else (await kept(self._grid, self._job))[-1:]
         if last and 0 <= time.time() - last[0].at / 1000 < self._policy.start_seconds:
             return last[0].target
         return status.workers
@@ -337,9 +337,16 @@ async def _execute(words: list[str]) -> None:
 
 
 def _explain(job: str, connection: Connection, *, as_json: bool) -> None:
+    from gridscore.job import Jobs
     from gridscore.operations.autoscale import kept
 
-    found: list[Decision] = ask(connection, lambda grid: kept(grid, job))
+    async def main(grid: Grid) -> list[Decision]:
+        found = await kept(grid, job)
+        if not found:
+            await Jobs(grid).get(job)  # or an error that says what there is
+        return found
+
+    found = ask(connection, main)
     if as_json:
         print_json([{"at": each.at, "workers": each.workers, "target": each.target, "why": each.why} for each in found])
         return

@@ -51,14 +51,15 @@ def submit(
     Example: [bold]gridscore submit jobs/flights/job.yaml --update --model model.ubj[/]
     """
     from gridscore.client import Client
-    from gridscore.job import load_job
+    from gridscore.job import JobState, load_job
+    from gridscore.job.life import OVER
     from gridscore.models.fit import fit_warnings
     from gridscore.scoring.preparation import warnings
     from gridscore.scoring.window_states import how_to_fill
 
     job = load_job(file)
 
-    async def main(grid: Grid) -> tuple[JobRecord, bool, int, list[str]]:
+    async def main(grid: Grid) -> tuple[JobRecord | None, JobRecord, int, list[str]]:
         client = Client(grid)
         before = await _find(client.jobs, job.name)
         record = await client.submit(
@@ -72,21 +73,23 @@ def submit(
             override=override,
             suspended=suspended,
         )
-        unchanged = before is not None and before.revision == record.revision
         found = await client.version_of(job, record.release)
         told = [*await warnings(grid, job), *fit_warnings({job.name: record.job}, found)]
-        return record, unchanged, found.version, told
+        return before, record, found.version, told
 
-    record, unchanged, number, told = run_on(connection, main)
+    before, record, number, told = run_on(connection, main)
     print_warnings(told)
-    if unchanged:
+    is_suspended = record.state is JobState.SUSPENDED
+    if before is not None and before.revision == record.revision:
         live = f" Version {number} of the model {safe(job.model.name)} is live." if model or version else ""
+        if suspended and not is_suspended:
+            live += f"\nIt goes on: `gridscore suspend {safe(record.name)}` suspends it."
         _report(record, "is submitted already, unchanged", as_json=as_json, changed=False, version=number, more=live)
     else:
         more = f" with version {number} of the model {safe(job.model.name)}" if record.release else ""
         more = when_it_scores(record, f"Workers pick it up{more} within a second: `gridscore jobs`.")
-        if record.job.used_windows and not record.previous:
-            more += f"\nIts windows begin empty. {safe(how_to_fill(record.name))}"
+        if record.job.used_windows and (before is None or before.state in OVER):
+            more += f"\nIts windows begin empty. {safe(how_to_fill(record.name, is_suspended=is_suspended))}"
         if record.previous is not None:
             more += f"\nUndo it: `gridscore rollback {safe(record.name)}`."
         _report(record, "submitted", as_json=as_json, changed=True, version=number, more=more)

@@ -238,7 +238,7 @@ async def _tell_of_silence(grid: Grid) -> None:
         if silent and silent != told:
             say(f"There is no answer from {', '.join(silent)}; waiting. {SILENT_HINT}", "yellow")
         elif told and not silent:
-            say("All members answer again.")
+            say("All members of the cluster answer now.")
         told = silent
 
 

@@ -12,6 +12,7 @@ import typer
 from gridscore.cli.options import App, Connection, JobName, Json, ask, run_on
 from gridscore.cli.output import console, counted, print_json, print_table, safe
 from gridscore.errors import UsageError
+from gridscore.texts import count_text
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
@@ -56,9 +57,10 @@ def show(
         return
     rows = [(text, value) for text, value in found.values.items()]
     print_table(("WINDOW", "NOW"), rows, empty="")
+    sequence = f"sequence {found.sequence}" if found.sequence >= 0 else "of no known sequence"
     console.print(
-        f"[bold]{safe(entity)}[/] in `{safe(found.map)}`: newest event at {_moment(found.newest)}, sequence "
-        f"{found.sequence}, {found.late:,} late, {found.bytes:,} bytes.",
+        f"[bold]{safe(entity)}[/] in `{safe(found.map)}`: newest event at {_moment(found.newest)}, {sequence}, "
+        f"{found.late:,} late, {found.bytes:,} bytes.",
         highlight=False,
         soft_wrap=True,
     )
@@ -114,12 +116,12 @@ def load(
         return
     done = "would be" if dry_run else f"({found.written:,} new) are"
     more = [
-        f"{count:,} {text}"
-        for count, text in (
-            (found.after, "rows are of later, and count by the journal"),
-            (found.skipped, "bad rows are left out"),
-            (found.kept, "entities keep what they have, of later"),
-            (found.old, "entities are left out: no window sees them any more"),
+        f"{count_text(count, one)} {what}"
+        for count, one, what in (
+            (found.after, "later row", "left to the journal"),
+            (found.skipped, "bad row", "left out"),
+            (found.kept, "state", "kept as in the grid, with later events"),
+            (found.old, "state", "left out: no window reaches back so far"),
         )
         if count
     ]

@@ -28,7 +28,10 @@ def _command(line: str) -> None:
     """Run a command of Gridscore: `%gridscore jobs`."""
     from IPython.core.error import UsageError  # which IPython shows without a traceback
 
-    words = [sys.executable, "-m", "gridscore.cli", *shlex.split(line)]
+    try:
+        words = [sys.executable, "-m", "gridscore.cli", *shlex.split(line)]
+    except ValueError as error:
+        raise UsageError(f"`gridscore {line}`: {error}.") from None
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(words, text=True, **pipes) as command:
         try:
@@ -37,7 +40,7 @@ def _command(line: str) -> None:
         except KeyboardInterrupt:
             command.terminate()
     if command.returncode:
-        raise UsageError(f"`gridscore {line}` has failed; its exit code is {command.returncode}.")
+        raise UsageError(f"`gridscore {line}` ended with exit code {command.returncode}.")
 
 
 @contextmanager

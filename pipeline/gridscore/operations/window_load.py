@@ -28,6 +28,7 @@ from gridscore.grid.entries import values_of
 from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.group.lease_records import read_records
 from gridscore.job import Jobs, JobState
+from gridscore.job.life import ENDED
 from gridscore.operations.status import Observer
 from gridscore.scoring.window_messages import entity_key, group_of
 from gridscore.scoring.window_states import (
@@ -70,9 +71,9 @@ class Loaded:
         rows: Of the history.
         skipped: Bad ones among them.
         after: Those from that moment on, which count by the journal.
-        states: That were made.
+        states: That were made; two of an entity whose key is a number, as an Integer and a Long have.
         written: Of these, those that the grid did not have already.
-        kept: Entities that have later events, or an even later history, and keep what they have.
+        kept: States that have later events, or are of an even later history, and stay as they are.
         old: Entities of which no window sees an event any more.
         readings: How often the history was read.
     """
@@ -154,13 +155,15 @@ async def _require_still(grid: Grid, record: JobRecord) -> None:
     has_begun = any(lease.has_begun(record.begin, record.restarts) for lease in leases[0])
     if record.state != JobState.SUSPENDED and (record.state != JobState.WAITING or has_begun):
         why = "has begun" if record.state == JobState.WAITING else f"is {record.state}"
+        again = f"Submit it again with --suspended, load, `gridscore resume {name}`."
         raise JobError(
-            f"The job `{name}` {why}: windows are loaded before it begins, or while it is suspended.", _way(name)
+            f"The job `{name}` {why}: windows are loaded before it begins, or while it is suspended.",
+            again if record.state in ENDED else _way(name),
         )
     if owned := [lease.lease for each in leases for lease in each if lease.owner]:
         await asyncio.sleep(max(owned) / 1_000)
     if record.state == JobState.SUSPENDED and (await Observer(grid, name).look()).jobs[0].workers:
-        raise JobError(f"A worker still finishes its writes for the job `{name}`.", "Try again in a second.")
+        raise JobError(f"A worker is still finishing its writes for the job `{name}`.", "Try again in a second.")
 
 
 def _way(name: str) -> str:
@@ -281,7 +284,7 @@ class _Writer:
                     continue
                 routed, text = self._job.routes_windows, str(entity)
                 keys = [entity_key(name, entity)] if routed else keys_of(self._job, text, self._map.serialize_key)
-                found.states += 1
+                found.states += len(keys)
                 yield from ((number, key, loaded(state, found.until)) for key in keys)
 
     def _is_new(self, number: int, _key: bytes, state: bytes, value: bytes | None, found: Loaded) -> bool:

@@ -568,9 +568,10 @@ def emptied_by_update(old: Job, new: Job) -> str:
     return f"{which}. Until they have filled again, features are not those of training. {how_to_fill(new.name)}"
 
 
-def how_to_fill(job: str) -> str:
+def how_to_fill(job: str, *, is_suspended: bool = False) -> str:
     """The way to windows that do not begin empty, for people."""
-    return f"Fill them: `gridscore suspend {job}`, `gridscore state load {job} HISTORY`, `gridscore resume {job}`."
+    first = "" if is_suspended else f"`gridscore suspend {job}`, "
+    return f"Fill them: {first}`gridscore state load {job} HISTORY`, `gridscore resume {job}`."
 
 
 def _what(key: bytes, value: Any) -> str:

@@ -165,8 +165,10 @@ class Gate:
             text = f"The key {key.id} is not for this: it needs {' and '.join(roles)}{what}."
             return json_response(403, {"error": text})
         await self._guard.refuse(scope)
-        refused = {"error": f"The {'key' if self._guard.takes_keys else 'token'} is missing or wrong."}
-        return json_response(401, refused, {"WWW-Authenticate": "Bearer"})
+        what = f"The {'key' if self._guard.takes_keys else 'token'} is missing"
+        is_known = not authorization and scope.get("gridscore.names")
+        text = f"{what}, and no grant is for a name of this certificate." if is_known else f"{what} or wrong."
+        return json_response(401, {"error": text}, {"WWW-Authenticate": "Bearer"})
 
 
 def _tokens(settings: PostSettings) -> Tokens:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
-import ssl
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +72,8 @@ class HttpServer:
             listening.close()
             raise UsageError(
                 f"Anybody who reaches {host}:{port} could do all that is offered there.",
-                "Ask for keys (`--keys`) or a token (`--token '${NAME}'`); or say `--public`, if you want that.",
+                "Ask for keys (`--keys`), a token (`--token '${NAME}'`), tokens of an issuer (`--oidc-issuer`) or "
+                "certificates (`--client-grant`); or say `--public`, if you want that.",
             )
         self.address = f"http{'s' if config.is_ssl else ''}://{f'[{host}]' if ':' in host else host}:{port}"
         self._server = _Server(config, self.connections, certificate)
@@ -117,13 +117,14 @@ def _load(config: uvicorn.Config, settings: PostSettings) -> Certificate | None:
             raise SettingsError(f"For TLS: there is no file {path}.")
     try:
         certificate = Certificate(*files) if files else None
-        config.load()
-    except ssl.SSLError as error:
+    except OSError as error:  # ssl.SSLError is one; of others the system does not say which file it refuses
+        why = getattr(error, "reason", None) or error.strerror or error
         what = f" with the authorities of {settings.client_ca}" if settings.client_ca else ""
         raise SettingsError(
-            f"The certificate {files[0]} and the key {files[1]}{what} cannot be used: {error.reason or error}.",
-            "All are PEM files, and the key is the one that the certificate was made for.",
+            f"The certificate {files[0]} and the key {files[1]}{what} cannot be used: {why}.",
+            "All are PEM files that can be read here, and the key is the one that the certificate was made for.",
         ) from None
+    config.load()
     return certificate
 
 

@@ -1,0 +1,90 @@
+"""What commands say of windows, and of a job that is not in the state that was asked for."""
+
+from contextlib import asynccontextmanager
+
+import pytest
+from test_stub_grid import booster
+from typer.testing import CliRunner
+
+from gridscore.cli import _commands, options
+from gridscore.errors import JobError, UsageError
+from gridscore.job import JobState, parse_job
+from gridscore.testing import StubCluster
+
+JOB = """\
+job: payments
+events: events.payments
+event_key: card
+order_by: time
+schema: {card: int, amount: float, time: timestamp}
+windows: {card: card}
+features: {share: 'sum(amount, card, "1h")'}
+model: {name: payments, alias: champion}
+results: results.payments
+"""
+HISTORY = '{"card": 7, "amount": 1, "time": "2026-01-31T12:00:00Z"}\n' * 2
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Runs a command on a cluster where the job is in a state, or not there; returns how it has ended."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.yaml").write_text(JOB)
+    (tmp_path / "history.jsonl").write_text(HISTORY)
+
+    def go(state, *words):
+        @asynccontextmanager
+        async def connected(_):
+            async with StubCluster(partitions=5) as stub:
+                client = await stub.client()
+                await client.push_model(booster(2), "payments", alias="champion")
+                if state is not None:
+                    await client.jobs.mark(await client.submit(parse_job(JOB, "test")), state)
+                yield client.grid
+
+        monkeypatch.setattr(options, "connected", connected)
+        return CliRunner().invoke(_commands(words[0]), list(words))
+
+    return go
+
+
+LOAD = "`gridscore state load payments HISTORY`, `gridscore resume payments`."
+BEGIN = f"Its windows begin empty. Fill them: `gridscore suspend payments`, {LOAD}"
+
+
+@pytest.mark.parametrize(
+    ("state", "words", "said"),
+    [
+        (None, (), BEGIN),
+        (None, ("--suspended",), f"Its windows begin empty. Fill them: {LOAD}"),
+        (JobState.CANCELLED, (), BEGIN),
+        (JobState.FAILED, (), "Workers pick it up within a second: `gridscore jobs`."),
+        (JobState.RUNNING, ("--suspended",), "It goes on: `gridscore suspend payments` suspends it."),
+    ],
+)
+def test_submit_says_whether_windows_are_empty_and_what_goes_on(command, state, words, said):
+    done = command(state, "submit", "job.yaml", *words)
+    assert done.exit_code == 0, done.output
+    assert " ".join(done.stdout.split()).endswith(said)
+
+
+def test_states_of_an_entity_whose_key_is_a_number_are_counted_as_they_are_written(command):
+    done = command(JobState.WAITING, "state", "load", "payments", "history.jsonl", "--until", "2026-01-31T12:00:00.5Z")
+    assert done.exit_code == 0, done.output
+    assert "payments: 2 states (2 new) are in the grid, of 2 rows" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("state", "way"),
+    [(JobState.RUNNING, "`gridscore suspend payments`, load"), (JobState.FAILED, "Submit it again with --suspended")],
+)
+def test_load_says_the_way_to_a_job_that_can_be_loaded(command, state, way):
+    refused = command(state, "state", "load", "payments", "history.jsonl").exception
+    assert isinstance(refused, JobError)
+    assert way in refused.hint
+
+
+def test_a_day_without_a_time_is_answered_with_what_can_be_written(command):
+    refused = command(JobState.WAITING, "state", "load", "payments", "history.jsonl", "--until", "2026-01-31").exception
+    assert isinstance(refused, UsageError)
+    assert refused.hint.startswith("Write 2026-01-31T00:00:00Z ")
