@@ -23,6 +23,8 @@ from gridscore.models import mlflow_models, signing
     [
         (["jobs", "--json"], "jobs"),
         (["-v", "dead-letters", "list"], "dead-letters"),
+        (["-vv", "status"], "status"),
+        (["--", "status"], "status"),
         (["--help", "jobs"], ""),
         (["-h"], ""),
         (["job", "check"], "job"),

@@ -180,7 +180,9 @@ def _docstring(module_name: str, function: str) -> str:
 def _named(words: list[str]) -> str:
     """The only command that a command line needs; empty if it needs none."""
     for word in words:
-        if word not in ("-v", "--verbose", "--version"):
+        if word in ("-h", "--help"):
+            break
+        if not word.startswith("-"):  # options of this level take no values
             return word if any(word in commands for commands in _COMMANDS.values()) else ""
     return ""
 
