@@ -94,8 +94,9 @@ async def test_a_worker_that_cannot_load_a_version_goes_on_with_the_one_before_a
             assert "there is no room here" in behind.why
             with pytest.raises(ModelError, match=f"Version 2 .* not live after 0 s: {behind.worker} is behind"):
                 await client.wait_until_live("payments", seconds=0)
-            with pytest.raises(ModelError, match="scores with version 2 of the model `payments`, not 1"):
+            with pytest.raises(ModelError, match="scores with version 2 of the model `payments`, not 1") as refused:
                 await client.wait_until_live("payments", 1)
+            assert "`gridscore model promote payments --version 1`" in refused.value.hint
             await client.put_events("events.payments", {f"e{n}": {"amount": float(n)} for n in range(100)})
             results = await stub.results("results.payments", 100)
             assert {result["version"] for result in results.values()} == {1, 2}

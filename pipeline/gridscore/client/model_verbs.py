@@ -167,7 +167,7 @@ class ModelVerbs:
             if version not in (None, found.version):
                 raise ModelError(
                     f"The job `{job}` scores with version {found.version} of the model `{found.model}`, not {version}.",
-                    f"`gridscore model promote {found.model} {version}` makes it the champion.",
+                    f"`gridscore model promote {found.model} --version {version}` makes it the champion.",
                 )
             if self.grid.clock() >= over:
                 behind = [f"{each.worker} is {each.state}" for each in found.workers if each.state != "live"]
