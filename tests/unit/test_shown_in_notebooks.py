@@ -10,6 +10,7 @@ from test_stub_grid import booster
 
 import gridscore
 from gridscore import Result
+from gridscore.client import notebook
 from gridscore.job import parse_job
 from gridscore.models.experiment import Counts, Experiment, Standing
 from gridscore.testing import StubCluster
@@ -58,6 +59,11 @@ async def test_jobs_and_models_show_what_is_live():
 @pytest.mark.parametrize("value", [{}, {"a": 1}])
 def test_a_result_shows_its_key_first(value):
     assert cells(Result("k", value)._repr_html_())[0] == "k"
+
+
+def test_of_few_events_nothing_is_made_that_a_bar_needs(monkeypatch):
+    monkeypatch.delattr(notebook, "told_progress")
+    assert list(notebook.counted(iter("abc"), 3)) == ["a", "b", "c"]
 
 
 class Shell:

@@ -79,8 +79,11 @@ def _bar() -> Told:
 
 
 def counted(items: Iterable[T], total: int) -> Iterator[T]:
-    """The items, with a bar in a notebook if they are many."""
-    with told_progress(None if total >= _MANY else False) as told:
+    """The items, with a bar in a notebook if they are many; of few, nobody pays for looking whether it is one."""
+    if total < _MANY:
+        yield from items
+        return
+    with told_progress() as told:
         for done, item in enumerate(items, 1):
             yield item
             if told is not None:
