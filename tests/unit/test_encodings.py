@@ -200,6 +200,13 @@ def test_it_is_bounded(monkeypatch):
     assert [*offline_matrix(JOB, frame, label="late").learnt["share"].numbers] == ["a", "b", "c"]
 
 
+def test_a_model_of_which_no_record_can_hold_the_encodings_is_refused(matrix, monkeypatch):
+    booster = trained(matrix)
+    monkeypatch.setattr("gridscore.models.candidate.MAX_RECORD", 2_000)
+    with pytest.raises(ModelError, match=r"bytes of names, categories and encodings; the registry takes 2,000\."):
+        Candidate.check(booster, "m", jobs={"shop": JOB})
+
+
 def test_what_it_needs_is_said(tmp_path):
     with pytest.raises(TableError, match="`rate` is made with `target`, which is the mean of the label"):
         offline_matrix(JOB, history())

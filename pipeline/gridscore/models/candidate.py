@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _MAX_METRICS = 100
 _MAX_TRAINING = 2 * MAX_BYTES
 """Characters of what is known of the training: whoever lists versions reads it."""
+_SIGNATURE = 1_024
+"""Bytes left for it in the record."""
 
 _MAX_RECORD = MAX_RECORD - 1_000  # a signature comes on top
 
@@ -121,7 +123,13 @@ class Candidate:
         loaded = LoadedModel.prepare(version, payload, document, description, called)
         texts = msgspec.json.encode(chosen, order="deterministic")
         content = hashlib.sha256(sha256.encode() + texts).hexdigest()
-        return cls(payload, version, loaded, content)
+        candidate = cls(payload, version, loaded, content)
+        if (size := len(record_text(candidate.metadata()).encode())) > MAX_RECORD - _SIGNATURE:
+            raise ModelError(
+                f"{called} has {size:,} bytes of names, categories and encodings; the registry takes {MAX_RECORD:,}.",
+                "Make features of fields that have fewer different values, or shorter ones.",
+            )
+        return candidate
 
     def signed(self, key_file: Path, password: str | None) -> Candidate:
         """The same, signed: another version than one that is not.
