@@ -37,4 +37,5 @@ class SqliteSinkSettings(SinkSettings):
 
 def passes(error: sqlite3.Error) -> bool:
     """Whether trying again may heal an error: another process writes, or a drive is away."""
-    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR)
+    code = getattr(error, "sqlite_errorcode", 0)  # errors of the module itself have none
+    return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR)

@@ -71,7 +71,7 @@ class SqliteSink:
                         raise SinkInterruptedError(f"`{self._path}` takes too long.")
             finally:
                 database.close()
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             if passes(error):
                 raise SinkInterruptedError(f"`{self._path}` cannot be written now: {error}.") from None
             raise GridscoreError(f"`{self._path}` cannot be written: {error}.", "Look at `path` and `table`.") from None

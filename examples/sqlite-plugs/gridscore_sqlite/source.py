@@ -34,7 +34,7 @@ class SqliteSource:
         self._settings = settings
         self._positions = Positions(grid, name)
         self._item = f"{settings.path} {settings.table}"
-        self._last = -(1 << 63)
+        self._last: Any = -(1 << 63)  # before all numbers, and these before all texts
         self._database: sqlite3.Connection | None = None
 
     async def open(self) -> None:
@@ -42,7 +42,7 @@ class SqliteSource:
         await asyncio.to_thread(self._open)
         position = await self._positions.get(self._item)
         if position is not None:
-            self._last = int(position["id"])
+            self._last = position["id"]
 
     async def batches(self) -> AsyncIterator[Batch]:
         """All rows behind the last one; then more, or the end."""
@@ -76,7 +76,7 @@ class SqliteSource:
         statement = f'SELECT * FROM "{self._settings.table}" WHERE id > ? ORDER BY id LIMIT ?'  # noqa: S608 -- of a pattern
         try:
             return self._database.execute(statement, (self._last, _ROWS)).fetchall()  # type: ignore[union-attr]
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             if passes(error):
                 raise SourceInterruptedError(f"`{self._item}` cannot be read now: {error}.") from None
             raise GridscoreError(f"`{self._item}` cannot be read: {error}.", "Look at `path` and `table`.") from None
@@ -85,7 +85,7 @@ class SqliteSource:
         entries: list[tuple[Any, bytes | None]] = []
         poison = []
         for row in rows:
-            self._last = int(row["id"])
+            self._last = row["id"]
             try:
                 # The key follows from the row, so a row that is read again is the same event.
                 entries.append((str(self._last), json.dumps(dict(row), allow_nan=False).encode()))

@@ -54,13 +54,29 @@ async def test_every_row_is_an_event_once_and_a_new_process_goes_on(shop, tmp_pa
         assert (await read(cluster, tmp_path / "shop.db")).events == 1
 
 
+async def test_ids_may_be_of_any_kind_that_grows(shop, tmp_path):
+    shop.execute("CREATE TABLE visits (id)")
+    shop.executemany("INSERT INTO visits VALUES (?)", [(1,), (1.5,), ("x",)])
+    shop.commit()
+    async with StubCluster() as cluster:
+        for count in (3, 0):
+            assert (await read(cluster, tmp_path / "shop.db", "visits")).events == count
+        assert (await cluster.results("events.payments", 3)).keys() == {"1", "1.5", "x"}
+
+
 @pytest.mark.usefixtures("shop")
-async def test_what_cannot_be_read_is_said(tmp_path):
+async def test_what_cannot_be_used_is_said(tmp_path):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("not rows\n" * 1_000)
     async with StubCluster() as cluster:
         with pytest.raises(GridscoreError, match="no such table: nothing"):
             await read(cluster, tmp_path / "shop.db", "nothing")
         with pytest.raises(GridscoreError, match="There is no database"):
             await read(cluster, tmp_path / "nowhere.db")
+        with pytest.raises(GridscoreError, match=r"notes.txt.* cannot be read: file is not a database"):
+            await read(cluster, notes)
+    with pytest.raises(GridscoreError, match=r"notes.txt.* cannot be written: file is not a database"):
+        await sink_of(notes).open()
     with pytest.raises(ValueError, match="pattern"):
         SqliteSourceSettings(path="shop.db", table="payments; DROP TABLE payments", to="events.payments")
 
