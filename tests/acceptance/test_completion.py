@@ -60,9 +60,8 @@ def test_names_of_the_cluster_are_offered(offered, cluster, unique):
 
 def test_a_cluster_that_is_silent_offers_nothing():
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
-        there = (
-            os.environ | asked("gridscore model show ") | {"GRIDSCORE_MEMBERS": f"127.0.0.1:{silent.getsockname()[1]}"}
-        )
+        where = {"GRIDSCORE_MEMBERS": f"127.0.0.1:{silent.getsockname()[1]}", "GRIDSCORE_CONNECT_TIMEOUT": "1000"}
+        there = os.environ | asked("gridscore model show ") | where
         program = Path(sys.executable).with_name("gridscore")
         done = subprocess.run([program], env=there, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
