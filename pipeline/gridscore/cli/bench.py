@@ -27,9 +27,7 @@ Rounds = Annotated[int, typer.Option("--rounds", min=1, max=50, help="How often 
 MemberCount = Annotated[int, typer.Option("--members", min=1, max=8, help="Members; with two, a backup each.")]
 Heap = Annotated[str, typer.Option("--heap", help="Heap of each member.")]
 
-app = App(
-    invoke_without_command=True,
-)
+app = App(invoke_without_command=True)
 app.command()(bench_job.job)
 
 

@@ -15,9 +15,7 @@ from gridscore.errors import UsageError
 if TYPE_CHECKING:
     from gridscore.job import Job
 
-app = App(
-    no_args_is_help=True,
-)
+app = App(no_args_is_help=True)
 app.command()(preview)
 
 
