@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import typer
+from typer.testing import CliRunner
+
+from benchmarks import sources
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -23,6 +28,8 @@ def test_sources_are_measured_on_a_cluster_of_its_own():
 
 
 def test_an_unknown_kind_is_refused_before_anything_is_started():
-    done = bench("tape")
-    assert done.returncode == 2
+    app = typer.Typer()
+    app.command()(sources.main)
+    done = CliRunner().invoke(app, ["tape"])
+    assert done.exit_code == 2
     assert "There are: memory" in done.stderr
