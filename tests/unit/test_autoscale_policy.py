@@ -113,6 +113,13 @@ def test_what_would_be_overwritten_waits_for_nobody():
     assert decision.target == 8
 
 
+def test_what_would_be_overwritten_is_seen_though_workers_come_and_go():
+    policy, memory = Policy(1, 8), Memory(2, changed_at=99.0)
+    for at, workers in ((100.0, 1), (102.0, 2)):
+        decision, memory = decide(policy, memory, Load(at, workers, 20_000, 500_000, full=0.3 + (at - 100) / 20))
+    assert (decision.target, decision.why) == (8, "unread events are overwritten in 12 s at this rate")
+
+
 def test_a_daily_wave_is_followed_with_little_more_than_it_needs():
     def arriving(t):  # 5,000 to 65,000, in a day of two hours
         return 35_000 - 30_000 * math.cos(t / 7200 * 2 * math.pi)

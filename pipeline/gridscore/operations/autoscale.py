@@ -143,7 +143,9 @@ def decide(policy: Policy, memory: Memory, load: Load) -> tuple[Decision, Memory
     span = load.at - seen[0].at
     rate = sum(each.rate for each in seen) / len(seen)
     arriving = max(0.0, rate + (load.lag - seen[0].lag) / span) if span else rate
-    filling = (load.full - seen[0].full) / span if span else 0.0
+    # How fast rings fill is seen though workers come and go.
+    before = seen[0] if span else memory.seen[-1] if memory.seen else load
+    filling = (load.full - before.full) / (load.at - before.at) if load.at > before.at else 0.0
     overwritten_in = (1 - load.full) / filling if filling > 0 else math.inf
     backlog = max(0.0, load.lag - _COMMIT_SECONDS * rate)
     busy = backlog > rate or (load.workers == 0 and load.lag > 0)
