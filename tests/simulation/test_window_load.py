@@ -17,6 +17,7 @@ from gridscore.job import JobState, parse_job
 from gridscore.operations import window_load
 from gridscore.operations.window_load import load_states
 from gridscore.operations.window_state import state_of
+from gridscore.testing import Fault
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -220,6 +221,25 @@ def test_what_a_worker_has_written_meanwhile_stays(world, file, monkeypatch):
     assert found.written == 0
     assert found.kept == found.states > 0
     assert world.states() == before
+
+
+def test_a_worker_that_begins_meanwhile_is_noticed_though_it_cannot_say_so(world, file, monkeypatch):
+    write(world, file)
+    # The state of the job cannot be noted.
+    world.cluster.faults.append(
+        Fault("timeout", applied=False, request="Map.ReplaceIfSame", map="gridscore.jobs", times=10_000)
+    )
+    values_of = window_load.values_of
+
+    async def begun(grid, *rest):
+        if not world.workers:
+            world.start()
+            await asyncio.sleep(10.0)
+        return await values_of(grid, *rest)
+
+    monkeypatch.setattr(window_load, "values_of", begun)
+    with pytest.raises(JobError, match="has begun, or was changed, while its states were loaded"):
+        load(world, file)
 
 
 @pytest.mark.parametrize(

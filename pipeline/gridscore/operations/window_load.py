@@ -26,7 +26,7 @@ from gridscore.features.windows import Windows, why_late
 from gridscore.grid import transport, wire
 from gridscore.grid.entries import values_of
 from gridscore.grid.writer import MapWriter, partition_of
-from gridscore.group.lease_records import read_records
+from gridscore.group.lease_records import NOBODY, read_records
 from gridscore.job import Jobs, JobState
 from gridscore.job.life import ENDED
 from gridscore.operations.status import Observer
@@ -43,11 +43,12 @@ from gridscore.scoring.window_states import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from gridscore.features import EventColumns
     from gridscore.grid import Grid
+    from gridscore.group.lease_records import LeaseRecord
     from gridscore.job import JobRecord
 
 MOST_BYTES = 1 << 30
@@ -115,7 +116,8 @@ async def load_states(
     """
     if not record.job.used_windows:
         raise JobError(f"The job `{record.name}` has no windows.")
-    await _require_still(grid, record)
+    leases = await _leases(grid, record)
+    await _require_still(grid, record, leases)
     found, load = Loaded(until=math.inf if until is None else until), _Load(record, history, skip_bad=skip_bad)
     writer = _Writer(grid, record, load.windows)
     low = 0
@@ -133,7 +135,9 @@ async def load_states(
             )
         await writer.write(load.states, found, dry_run=dry_run)
         low = high
-    if await Jobs(grid).get(record.name) != record:
+    # Who begins claims leases before it reads states, and may not be able to note it in the job's record.
+    epochs, before = ([lease.epoch for lease in each] for each in (await _leases(grid, record), leases))
+    if epochs != before or await Jobs(grid).get(record.name) != record:
         raise JobError(
             f"The job `{record.name}` has begun, or was changed, while its states were loaded: entities with events "
             "since then may have no history.",
@@ -142,17 +146,21 @@ async def load_states(
     return found
 
 
-async def _require_still(grid: Grid, record: JobRecord) -> None:
+async def _leases(grid: Grid, record: JobRecord) -> list[LeaseRecord]:
+    """Those of the partitions of a job, then those of its windows' own group."""
+    groups = [record.name, group_of(record.name)] if record.job.routes_windows else [record.name]
+    found = [await read_records(grid, group, range(grid.partition_count)) for group in groups]
+    return [each.get(partition, NOBODY) for each in found for partition in range(grid.partition_count)]
+
+
+async def _require_still(grid: Grid, record: JobRecord, leases: Sequence[LeaseRecord]) -> None:
     """Refuse a job for which workers write states; wait until those that were killed or paused cannot, any more.
 
     Raises:
         JobError: It is one.
     """
-    job, name = record.job, record.name
-    groups = [name, group_of(name)] if job.routes_windows else [name]
-    partitions = range(grid.partition_count)
-    leases = [(await read_records(grid, group, partitions)).values() for group in groups]
-    has_begun = any(lease.has_begun(record.begin, record.restarts) for lease in leases[0])
+    name = record.name
+    has_begun = any(lease.has_begun(record.begin, record.restarts) for lease in leases[: grid.partition_count])
     if record.state != JobState.SUSPENDED and (record.state != JobState.WAITING or has_begun):
         why = "has begun" if record.state == JobState.WAITING else f"is {record.state}"
         again = f"Submit it again with --suspended, load, `gridscore resume {name}`."
@@ -160,7 +168,7 @@ async def _require_still(grid: Grid, record: JobRecord) -> None:
             f"The job `{name}` {why}: windows are loaded before it begins, or while it is suspended.",
             again if record.state in ENDED else _way(name),
         )
-    if owned := [lease.lease for each in leases for lease in each if lease.owner]:
+    if owned := [lease.lease for lease in leases if lease.owner]:
         await asyncio.sleep(max(owned) / 1_000)
     if record.state == JobState.SUSPENDED and (await Observer(grid, name).look()).jobs[0].workers:
         raise JobError(f"A worker is still finishing its writes for the job `{name}`.", "Try again in a second.")
