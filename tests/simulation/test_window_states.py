@@ -26,6 +26,11 @@ from gridscore.testing import Fault
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
+NONE = re.sub(r"(?s)windows: .*(?=model:)", "features: {amount: amount, log_amount: amount}\n", JOB)
+"""Without windows."""
+OTHER = JOB.replace("windows: {", "windows: {other: lower(card), ").replace('"1h")', '"1h") + 0 * count(other, "2h")')
+"""With a second one, whose key is not the events'."""
+
 COUNT = "count(card, '2h')"
 
 
@@ -191,6 +196,30 @@ def test_one_window_more_leaves_the_others_as_they_are(world):
     had = {card: between[card] for card in back if back[card] == before[card]}
     assert had
     assert world.seen_by(COUNT) == {card: (world.counts - back)[card] + had.get(card, 0) for card in world.counts}
+
+
+@pytest.mark.parametrize("without", [NONE, OTHER])
+def test_a_window_that_was_dropped_and_comes_back_lacks_nothing_since(world, without):
+    world.start()
+    world.pay(30)
+    world.settled()
+    world.update(without)
+    world.advance(10.0)
+    world.pay(30)
+    world.settle()
+    paid = Counter(world.paid)
+    with pytest.warns(UserWarning, match="begin anew, empty"):
+        world.ask(world.client.rollback("sim"))
+    world.advance(10.0)
+    world.pay(40)
+    world.settle()
+    assert world.sums() == dict(world.paid - paid)
+    # What stays is kept, as it was since then.
+    world.update(MORE)
+    world.advance(10.0)
+    world.pay(20)
+    world.settle()
+    assert world.sums() == dict(world.paid - paid)
 
 
 @pytest.mark.parametrize("step", ["results.sim", "windows.sim", "gridscore.leases"])

@@ -36,7 +36,7 @@ from gridscore.job.release import Release
 from gridscore.models.fit import check_jobs
 from gridscore.models.registry import Approval
 from gridscore.scoring import Worker, preparation
-from gridscore.scoring.window_states import emptied_by_update
+from gridscore.scoring.window_states import begun_by_update, emptied_by_update
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -250,6 +250,7 @@ class Client(ExperimentVerbs):
             restarts=runs,
             read=current,
             suspended=suspended,
+            begun=begun_by_update(current, job) if current is not None else {},
         )
         is_update = current is not None and current.state not in OVER and record.revision != current.revision
         if is_update and (emptied := emptied_by_update(current.job, job)):  # type: ignore[union-attr]

@@ -2,12 +2,14 @@
 
 A state is a head and a part a series. A part holds the newest events of an entity for as long as it has been kept: one
 that a job does not have is dropped, one that a state does not have begins empty, and whoever writes a state writes all
-parts of its job. So no part has a hole, however often jobs change, and whichever of their workers hold the state.
+parts of its job. So no part has a hole, however often jobs change, and whichever of their workers hold the state. A
+window that comes back begins anew: nobody wrote its states meanwhile.
 """
 
 from __future__ import annotations
 
 import hashlib
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gridscore.features import window_kernel
@@ -15,7 +17,7 @@ from gridscore.features.definitions import window_fields
 from gridscore.job.check import compile_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from gridscore.features.windows import Layout
     from gridscore.job import Job
@@ -33,23 +35,29 @@ class Parts:
 
     Args:
         run: Tells this run of the job from others: states of these begin anew.
+        begun: By frame, the revision that brought a window, if that was an update: as `run`.
 
     Attributes:
-        tags: Of each window, what all of its parts depend on: whose events, in which order, how late.
+        frames: Of each window, what all of its parts depend on: whose events, in which order, how late.
+        tags: Of each window, its frame in this run and since it was brought.
         series: Of each window, the names of its parts, one after the other.
         columns: Of each window, the names of what its events are asked for.
     """
 
-    def __init__(self, job: Job, layouts: Sequence[Layout], run: Hashable) -> None:
+    def __init__(
+        self, job: Job, layouts: Sequence[Layout], run: Hashable, begun: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         self._layouts = layouts
-        self.tags, self.series, self.columns = list[str](), list[bytes](), list[bytes]()
+        self.frames, self.tags = list[str](), list[str]()
+        self.series, self.columns = list[bytes](), list[bytes]()
         routes = job.routes_windows
         for layout in layouts:
             key = job.windows[layout.name]
             routed = layout.name if routes else None
             fields = window_fields(job, compile_keys(key, job.schema_))
-            frame = (_FORMAT, routed, key, job.order_by, fields, job.lateness_seconds, run)
-            self.tags.append(_digest(frame, 12).hex())
+            frame = _digest((_FORMAT, routed, key, job.order_by, fields, job.lateness_seconds), 12).hex()
+            self.frames.append(frame)
+            self.tags.append(_digest((frame, run, begun.get(frame)), 12).hex())
             columns = [(_plain(node), window_fields(job, [node])) for node in layout.columns]
             self.columns.append(b"".join(_digest(column, _SIZE) for column in columns))
             held = [((each[:2], columns[int(each.column)]), each.bare) for each in layout.series]

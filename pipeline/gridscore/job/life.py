@@ -8,8 +8,9 @@ RUNNING there has no living worker is seen by who looks at the workers too (`ope
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -79,6 +80,7 @@ class JobRecord:
         updated_at: When state or revision changed last, RFC 3339.
         release: The version of the model that this revision goes live with; None if it follows its model's alias.
         previous: What an update has replaced.
+        begun: The revision of each window that an update has brought; see `Parts`.
     """
 
     job: Job
@@ -91,6 +93,7 @@ class JobRecord:
     begin: str = ""
     release: Release | None = None
     previous: Previous | None = None
+    begun: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -126,7 +129,7 @@ class JobRecord:
         if value.begin and _begin(value.begin) == "committed":
             raise ValueError("it begins nowhere")
         rest = (value.error, value.submitted_at, value.updated_at, value.restarts, value.begin)
-        return cls(job, value.state, value.revision, *rest, value.release, value.previous)
+        return cls(job, value.state, value.revision, *rest, value.release, value.previous, value.begun)
 
     @classmethod
     def from_record(cls, record: Record) -> JobRecord:
@@ -158,6 +161,7 @@ class _Value(msgspec.Struct, frozen=True):
     begin: str = ""
     release: Release | None = None
     previous: Previous | None = None
+    begun: Annotated[dict[str, Annotated[int, Meta(ge=1, lt=2**53)]], Meta(max_length=100)] = {}
 
     @classmethod
     def of(cls, value: dict[str, Any]) -> _Value:
@@ -197,6 +201,7 @@ class Jobs:
         restarts: int = 0,
         read: JobRecord | msgspec.UnsetType | None = msgspec.UNSET,
         suspended: bool = False,
+        begun: Mapping[str, int] = MappingProxyType({}),
     ) -> JobRecord:
         """Put a job into the cluster.
 
@@ -211,6 +216,7 @@ class Jobs:
             read: The job of that name on which `release` and `replaced` were decided, None if there was none; nothing
                 is submitted if it is another one now.
             suspended: What is changed by this is not scored for before it is resumed.
+            begun: What the record says of windows after an update of `read`.
 
         Raises:
             JobFileError: It names no features.
@@ -257,6 +263,8 @@ class Jobs:
                 return {**current, **fresh, "submitted_at": current["submitted_at"]}
             fresh |= {"submitted_at": current["submitted_at"], "begin": current.get("begin", "")}
             fresh["previous"] = {"spec": current["spec"], "version": replaced}
+            if begun:
+                fresh["begun"] = dict(begun)
             if state == JobState.SUSPENDED:
                 fresh["state"] = JobState.SUSPENDED.value
             return fresh

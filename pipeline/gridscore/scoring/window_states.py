@@ -28,7 +28,7 @@ from gridscore.errors import GridError
 from gridscore.features.times import END
 from gridscore.features.window_kernel import HALF_LIVES, Kind, head_of
 from gridscore.features.window_parts import Parts, names_of
-from gridscore.features.windows import Inputs, Windows, is_compiled, texts_of
+from gridscore.features.windows import Inputs, Windows, is_compiled, layouts_of, texts_of
 from gridscore.grid.copies import payload
 from gridscore.grid.cutting import INTEGER, LONG, STRING
 from gridscore.grid.entries import values_of, walk
@@ -146,7 +146,7 @@ def for_another_grid(key: bytes, text: bytes) -> bytes | None:
 
 def parts_of(record: JobRecord, windows: Windows) -> Parts:
     """What the states of this run of a job are made of: those of before a restart begin anew."""
-    return Parts(record.job, windows.layouts, (record.submitted_at, record.restarts))
+    return Parts(record.job, windows.layouts, (record.submitted_at, record.restarts), record.begun)
 
 
 def read_entry(value: bytes, parts: Parts, windows: Windows, number: int) -> Entry | None:
@@ -545,6 +545,13 @@ class HistoryStates:
 
 def _size(entry: tuple[bytes, bytes]) -> int:
     return len(entry[0]) + len(entry[1]) + 200
+
+
+def begun_by_update(old: JobRecord, new: Job) -> dict[str, int]:
+    """What a job's record says after an update: by frame, the revision of each window that an update has brought."""
+    before, after = (Parts(job, layouts_of(job), ()).frames for job in (old.job, new))
+    begun = {frame: old.begun.get(frame, 0) if frame in before else old.revision + 1 for frame in after}
+    return {frame: revision for frame, revision in begun.items() if revision}
 
 
 def emptied_by_update(old: Job, new: Job) -> str:
