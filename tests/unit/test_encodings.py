@@ -202,8 +202,8 @@ def test_it_is_bounded(monkeypatch):
 
 def test_a_model_of_which_no_record_can_hold_the_encodings_is_refused(matrix, monkeypatch):
     booster = trained(matrix)
-    monkeypatch.setattr("gridscore.models.candidate.MAX_RECORD", 2_000)
-    with pytest.raises(ModelError, match=r"bytes of names, categories and encodings; the registry takes 2,000\."):
+    monkeypatch.setattr("gridscore.models.candidate._MAX_RECORD", 1_000)
+    with pytest.raises(ModelError, match=r"says of its columns has .* bytes; the limit is 1,000\."):
         Candidate.check(booster, "m", jobs={"shop": JOB})
 
 

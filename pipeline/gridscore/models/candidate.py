@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 _MAX_METRICS = 100
 _MAX_TRAINING = 2 * MAX_BYTES
 """Characters of what is known of the training: whoever lists versions reads it."""
-_SIGNATURE = 1_024
-"""Bytes left for it in the record."""
 
 _MAX_RECORD = MAX_RECORD - 1_000  # a signature comes on top
 
@@ -115,7 +113,7 @@ class Candidate:
         except msgspec.ValidationError as error:
             raise ModelError(f"{called} cannot be kept in the registry: {error}.") from None
         check_jobs(jobs, version, allow_changed=allow_changed, called=called)
-        if (known := len(record_text(version.to_json()))) > _MAX_RECORD:
+        if (known := len(record_text(version.to_json()).encode())) > _MAX_RECORD:
             raise ModelError(
                 f"What {called} says of its columns has {known:,} bytes; the limit is {_MAX_RECORD:,}.",
                 "Let fewer features have categories or encodings, or make their texts shorter.",
@@ -123,13 +121,7 @@ class Candidate:
         loaded = LoadedModel.prepare(version, payload, document, description, called)
         texts = msgspec.json.encode(chosen, order="deterministic")
         content = hashlib.sha256(sha256.encode() + texts).hexdigest()
-        candidate = cls(payload, version, loaded, content)
-        if (size := len(record_text(candidate.metadata()).encode())) > MAX_RECORD - _SIGNATURE:
-            raise ModelError(
-                f"{called} has {size:,} bytes of names, categories and encodings; the registry takes {MAX_RECORD:,}.",
-                "Make features of fields that have fewer different values, or shorter ones.",
-            )
-        return candidate
+        return cls(payload, version, loaded, content)
 
     def signed(self, key_file: Path, password: str | None) -> Candidate:
         """The same, signed: another version than one that is not.
