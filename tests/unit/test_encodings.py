@@ -18,6 +18,7 @@ from gridscore.features import EventDecoder, FeaturePlan, OfflineMatrix, encodin
 from gridscore.job import Job
 from gridscore.models.candidate import Candidate
 from gridscore.models.comparison import compare
+from gridscore.models.sample import Sample
 from gridscore.models.signing import statement
 
 JOB = Job.model_validate(
@@ -169,6 +170,20 @@ def test_drift_is_not_told_of_what_has_other_numbers_in_training_than_live():
     matrix = offline_matrix(job, history(), label="late")
     baseline = Candidate.check(trained(matrix), "m", jobs={"shop": job}).version.baseline
     assert baseline.features.keys() == {"amount", "share", "first", "third", "rated"}
+
+
+def test_a_sample_judges_no_version_that_encodes_otherwise(tmp_path):
+    frame = history().dropna(subset="late")
+    learnt = offline_matrix(JOB, frame, label="late", keep=["late"])
+    learnt.to_parquet(tmp_path / "sample.parquet")
+    sample = Sample.unpack(Sample.from_parquet(tmp_path / "sample.parquet", "late").pack(), "it")
+    same = Candidate.check(trained(learnt), "m", jobs={"shop": JOB}).version
+    assert sample.inputs(same)[0].tobytes() == bits(learnt)
+    other = Candidate.check(trained(offline_matrix(JOB, history(300, seed=3), label="late")), "m").version
+    none = Sample(sample.features, sample.values, {}, sample.labels)
+    for each, version in ((sample, other), (none, same)):
+        with pytest.raises(ModelError, match="another encoding of `rate` than the sample was made with"):
+            each.inputs(version)
 
 
 def test_a_worker_scores_with_them(matrix, gridscore_lab):

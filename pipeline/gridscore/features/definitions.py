@@ -114,6 +114,12 @@ def learnt_of(categories: Mapping[str, Sequence[str]], definitions: Definitions 
     return {**categories, **(definitions.encodings if definitions is not None else {})}
 
 
+def fingerprints_of(definitions: Definitions | None) -> dict[str, str]:
+    """Fingerprints of encodings, by feature."""
+    found = definitions.encodings if definitions is not None else {}
+    return {name: encoding.fingerprint for name, encoding in found.items()}
+
+
 def made_of_labels(definitions: Definitions | None) -> set[str]:
     """Features made with `target`, or of such: in the matrix that learns they have the numbers of five folds."""
     found: set[str] = set()

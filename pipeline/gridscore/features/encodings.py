@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from itertools import repeat
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -38,6 +39,11 @@ class Encoding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def texts(self) -> list[str]:
         """What is known, for people."""
         return [f"{text} {number:g}" for text, number in self.numbers.items()]
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal encodings only, in whatever order they name their texts."""
+        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:32]
 
     def encoder(self) -> Callable[[Sequence[str | None]], NDArray[np.float64]]:
         """What makes numbers of texts; what is missing stays so."""

@@ -6,7 +6,7 @@ A labelled one is kept in the grid for gates; `pack` and `unpack` say how. What 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import msgspec
@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from gridscore.errors import ModelError, TableError
 from gridscore.features import OfflineMatrix
+from gridscore.features.definitions import fingerprints_of
 from gridscore.models.record import MAX_SAMPLE
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class _Packed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     values: bytes
     labels: bytes
     margins: bytes
+    encodings: Annotated[dict[str, str], Meta(max_length=1_000)] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Sample:
         categories: Texts in the order of their codes, by feature.
         labels: float64 of shape (n,); None if there are none.
         margins: float32 of shape (n,); None if there are none.
+        encodings: Fingerprints of those that the values were made with, by feature.
     """
 
     features: tuple[str, ...]
@@ -66,6 +69,7 @@ class Sample:
     categories: Mapping[str, Sequence[str]]
     labels: NDArray[np.float64] | None = None
     margins: NDArray[np.float32] | None = None
+    encodings: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -94,14 +98,15 @@ class Sample:
                 labels = np.array([math.nan])
             if not np.isfinite(labels).all():
                 raise TableError(f"The column `{label}` of `{path}` holds something that is not a number.")
-        return cls(matrix.names, matrix.values, matrix.categories, labels, matrix.margins)
+        encodings = fingerprints_of(matrix.definitions)
+        return cls(matrix.names, matrix.values, matrix.categories, labels, matrix.margins, encodings)
 
     def inputs(self, version: ModelVersion) -> Inputs:
         """The matrix of a version: its features in its order, categories by its codes.
 
         Raises:
-            ModelError: The sample lacks one of its features, or has margins and the version was trained without, or
-                the other way round.
+            ModelError: The sample lacks one of its features, or has it by another encoding, or has margins and the
+                version was trained without, or the other way round.
         """
         if version.margin is not None and bool(version.margin) != (self.margins is not None):
             trained, has = ("a margin", "none") if version.margin else ("no margin", "margins")
@@ -110,11 +115,19 @@ class Sample:
                 "Make the sample by the job file that the version was trained for: `gridscore features`.",
             )
         matrix = np.empty((len(self), len(version.features)), np.float32)
+        encodings = fingerprints_of(version.definitions)
         for column, name in enumerate(version.features):
             if name not in self.features:
                 raise ModelError(
                     f"{version} has a feature `{name}`, which the sample does not have.",
                     "Make the sample with the features of this version: `gridscore features`.",
+                )
+            if self.encodings.get(name) != encodings.get(name):
+                raise ModelError(
+                    f"{version} has another encoding of `{name}` than the sample was made with: it would be judged by "
+                    "numbers that it never gets.",
+                    "Make the sample by `gridscore features … --model FILE` of this version; `gridscore backtest` "
+                    "compares versions with different encodings.",
                 )
             matrix[:, column] = self._column(name, version)
         return matrix, self.margins
@@ -145,6 +158,7 @@ class Sample:
             np.ascontiguousarray(self.values, "<f4").tobytes(),
             b"" if labels is None else labels.astype("<f8").tobytes(),
             b"" if margins is None else margins.astype("<f4").tobytes(),
+            dict(self.encodings),
         )
         payload = msgspec.msgpack.encode(packed)
         if len(payload) > MAX_SAMPLE:
@@ -170,7 +184,7 @@ class Sample:
                 raise ValueError("a label is not a number")  # noqa: TRY301
         except (msgspec.DecodeError, ValueError) as error:
             raise ModelError(f"{source} in the grid is not valid: {error}.", "Store it again.") from None
-        return cls(packed.features, values, packed.categories, labels, margins)
+        return cls(packed.features, values, packed.categories, labels, margins, packed.encodings)
 
 
 def golden_inputs(rows: Sequence[Mapping[str, Any]], version: ModelVersion) -> NDArray[np.float32]:
