@@ -52,6 +52,8 @@ def test_two_processes_a_source_and_a_sink_tell_their_parts(cluster, run, start,
     # A member tells how large a ring is, and two looks whether it fills.
     until(lambda: of(ask()[1], "journal_left_seconds") == [float("inf")] * 2)
     until(lambda: ask()[1][3]["gridscore_sink_results_total", "files", f"{name}-file"] == len(EVENTS))
+    # A worker commits once a second, and tells its lag as often.
+    until(lambda: of(ask()[1], "lag_events") == [0, 0])
     texts, found = ask()
     for text in texts:
         assert promtool("check", "metrics", text=text) == ""

@@ -28,12 +28,14 @@ def outputs(cell):
     return [(each.get("data") or {}).get("text/html") or each.get("text", "") for each in cell.outputs]
 
 
-def test_the_notebook_of_the_docs_goes_from_a_model_to_a_live_stream(kernel):
-    cells = [cell for cell in kernel(nbformat.read(NOTEBOOK, as_version=4)).cells if cell.cell_type == "code"]
+def test_the_notebook_of_the_docs_goes_from_a_model_to_a_live_stream(kernel, unique):
+    # The README has a model of the same name, and its test may have pushed it to the same cluster.
+    notebook = nbformat.reads(NOTEBOOK.read_text().replace("tumours", unique), as_version=4)
+    cells = [cell for cell in kernel(notebook).cells if cell.cell_type == "code"]
     shown = {cell.source.splitlines()[-1]: outputs(cell) for cell in cells}
-    bar, version = shown['client.push_model(model, "tumours", alias="champion")']
+    bar, version = shown[f'client.push_model(model, "{unique}", alias="champion")']
     assert "value='100'" in bar
-    assert "<td>tumours</td><td>1</td>" in version
-    assert "<td>tumours</td><td>WAITING</td>" in shown['client.submit("tumours.yaml")'][0]
+    assert f"<td>{unique}</td><td>1</td>" in version
+    assert f"<td>{unique}</td><td>WAITING</td>" in shown[f'client.submit("{unique}.yaml")'][0]
     assert "<td>one more</td>" in shown["result"][-1]
     assert "champion" in "".join(shown["%gridscore model list"])
