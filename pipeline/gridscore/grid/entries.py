@@ -39,6 +39,30 @@ async def value_of(grid: Grid, name: str, key: bytes) -> bytes | None:
     return (await values_of(grid, name, partition_of(key, grid.partition_count), [key])).get(key)
 
 
+async def put_absent(grid: Grid, name: str, key: bytes, text: bytes, *, until: float | None = None) -> bool:
+    """Write a JSON text where there is no value; whether there was none.
+
+    Args:
+        until: As in `transport.invoke`.
+    """
+    message, partition = wire.encode_put_if_absent(name, key, text), partition_of(key, grid.partition_count)
+    return bool(await transport.invoke(grid.client, message, partition, wire.decode_put_if_absent, until=until))
+
+
+async def replace_same(
+    grid: Grid, name: str, key: bytes, before: bytes, after: bytes, *, until: float | None = None
+) -> bool:
+    """Replace a value if it has not changed; whether it had not.
+
+    Args:
+        before, after: Serialized.
+        until: As in `transport.invoke`.
+    """
+    message = wire.encode_replace_if_same(wire.replace_if_same_prefix(name, key), before, after)
+    partition = partition_of(key, grid.partition_count)
+    return bool(await transport.invoke(grid.client, message, partition, wire.decode_replace_if_same, until=until))
+
+
 async def remove_same(grid: Grid, name: str, key: bytes, value: bytes) -> bool:
     """Remove an entry if its value has not changed; whether it had not."""
     message = wire.encode_remove_if_same(name, key, value)

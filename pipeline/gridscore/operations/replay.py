@@ -30,7 +30,7 @@ from gridscore.dead_letters.letters import SOURCE_STAGE, decode, encode, id_of, 
 from gridscore.errors import JobError
 from gridscore.grid import transport, wire
 from gridscore.grid.copies import payload
-from gridscore.grid.entries import remove_same, value_of
+from gridscore.grid.entries import put_absent, remove_same, replace_same, value_of
 from gridscore.grid.records import INDETERMINATE
 from gridscore.grid.transport import HOLD_SECONDS
 from gridscore.grid.writer import MapWriter, partition_of
@@ -192,12 +192,9 @@ class _Replayer:
 
     async def _exchange(self, entry: _Entry, after: bytes) -> bool:
         """Replace a dead letter if it has not changed; whether it is the new one."""
-        partition = partition_of(entry.key, self._grid.partition_count)
-        prefix = wire.replace_if_same_prefix(self._letters.map_name, entry.key)
         for _ in range(_ATTEMPTS):
             try:
-                message = wire.encode_replace_if_same(prefix, entry.value or b"", after)
-                if await transport.invoke(self._grid.client, message, partition, wire.decode_replace_if_same):
+                if await replace_same(self._grid, self._letters.map_name, entry.key, entry.value or b"", after):
                     return True
             except INDETERMINATE:
                 pass
@@ -257,20 +254,16 @@ async def _put(grid: Grid, dead: DeadLetter, *, force: bool, before: bytes | Non
         if time.monotonic() > until:
             return _LATE
         try:
-            if await _compare_and_put(grid, dead.map, partition, key, now, raw, until):
+            if await _compare_and_put(grid, dead.map, key, now, raw, until):
                 return ""
         except (*INDETERMINATE, transport.NotSentError):
             continue  # doing it twice does no harm, and the next look sees whether something came meanwhile
     return _Busy("others keep writing its key, or the cluster keeps changing; try again")
 
 
-async def _compare_and_put(
-    grid: Grid, name: str, partition: int, key: bytes, now: bytes | None, raw: bytes, until: float
-) -> bool:
+async def _compare_and_put(grid: Grid, name: str, key: bytes, now: bytes | None, raw: bytes, until: float) -> bool:
     """Write if the map still has what was seen; writing the same value again makes an event again."""
     if now is None:
-        message = wire.encode_put_if_absent(name, key, raw)
-        return bool(await transport.invoke(grid.client, message, partition, wire.decode_put_if_absent, until=until))
+        return await put_absent(grid, name, key, raw, until=until)
     after = now if payload(now) == raw else wire.json_data(raw)
-    message = wire.encode_replace_if_same(wire.replace_if_same_prefix(name, key), now, after)
-    return bool(await transport.invoke(grid.client, message, partition, wire.decode_replace_if_same, until=until))
+    return await replace_same(grid, name, key, now, after, until=until)

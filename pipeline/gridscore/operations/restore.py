@@ -16,7 +16,7 @@ from hazelcast.errors import HazelcastError
 from gridscore.dead_letters.letters import POSITIONS_MAP, SINKS_MAP
 from gridscore.errors import JobError, UsageError
 from gridscore.grid import Record, Records, transport, wire
-from gridscore.grid.entries import value_of
+from gridscore.grid.entries import put_absent, value_of
 from gridscore.grid.records import key_text, reason_of, record_text
 from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.group.lease_records import LEASES_MAP, Change, LeaseRecord, LeaseWriter, Outcome
@@ -203,8 +203,7 @@ class Restore:
                 await proxy.set(key_text(key), bytearray(await self._part(sha256)))
         elif name.startswith("gridscore."):  # what somebody else has just put there stays
             for key, text in batch.items():
-                message = wire.encode_put_if_absent(name, key, text)
-                await transport.invoke(grid.client, message, partition_of(key, count), wire.decode_put_if_absent)
+                await put_absent(grid, name, key, text)
         else:
             by_partition: dict[int, dict[bytes, bytes]] = {}
             for key, text in batch.items():

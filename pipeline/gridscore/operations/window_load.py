@@ -23,8 +23,8 @@ from gridscore.features.events import EventDecoder
 from gridscore.features.tables import kinds_of, read_chunks, rows_as_json
 from gridscore.features.window_kernel import head_of, loaded
 from gridscore.features.windows import Windows, why_late
-from gridscore.grid import transport, wire
-from gridscore.grid.entries import values_of
+from gridscore.grid import wire
+from gridscore.grid.entries import put_absent, replace_same, values_of
 from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.group.lease_records import NOBODY, read_records
 from gridscore.job import Jobs, JobState
@@ -273,7 +273,7 @@ class _Writer:
                 there = await values_of(self._grid, self._map.map_name, partition, [key for _, key, _ in some])
                 wanted = [each for each in some if self._is_new(*each, there.get(each[1]), found)]
                 if not dry_run:
-                    puts = [self._put(partition, *each, there.get(each[1])) for each in wanted]
+                    puts = [self._put(*each, there.get(each[1])) for each in wanted]
                     done = await asyncio.gather(*puts)
                     found.kept += done.count(False)
                     found.written += done.count(True)
@@ -305,16 +305,13 @@ class _Writer:
         found.kept += is_later
         return not is_later and entry.state != state
 
-    async def _put(self, partition: int, number: int, key: bytes, state: bytes, value: bytes | None) -> bool:
+    async def _put(self, number: int, key: bytes, state: bytes, value: bytes | None) -> bool:
         """Write a state if the grid still has that value; whether it had."""
         entry = Entry(self._parts.tags[number], 0, state, int(time.time()), self._parts.series[number])
-        name, client = self._map.map_name, self._grid.client
+        name, text = self._map.map_name, encode_entry(entry)
         if value is None:
-            message = wire.encode_put_if_absent(name, key, encode_entry(entry))
-            return bool(await transport.invoke(client, message, partition, wire.decode_put_if_absent))
-        prefix = wire.replace_if_same_prefix(name, key)
-        message = wire.encode_replace_if_same(prefix, value, wire.json_data(encode_entry(entry)))
-        return bool(await transport.invoke(client, message, partition, wire.decode_replace_if_same))
+            return await put_absent(self._grid, name, key, text)
+        return await replace_same(self._grid, name, key, value, wire.json_data(text))
 
 
 def _share(entity: Any) -> int:

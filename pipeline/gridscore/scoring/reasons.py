@@ -23,7 +23,8 @@ import numpy as np
 from hazelcast.errors import HazelcastError
 
 from gridscore.features.operations import number_text
-from gridscore.grid import transport, wire
+from gridscore.grid import wire
+from gridscore.grid.entries import replace_same
 from gridscore.scoring.results import as_short
 
 if TYPE_CHECKING:
@@ -195,13 +196,9 @@ class Reasons:
         return False
 
     async def _write(self, row: _Row, text: bytes) -> bool:
-        prefix = wire.replace_if_same_prefix(self._job.results, row.key)
-        message = wire.encode_replace_if_same(prefix, wire.json_data(row.text), wire.json_data(text))
+        before, after = wire.json_data(row.text), wire.json_data(text)
         try:
-            answer = wire.decode_replace_if_same
-            return bool(
-                await transport.invoke(self._grid.client, message, row.partition, answer, until=row.cursor.until)
-            )
+            return await replace_same(self._grid, self._job.results, row.key, before, after, until=row.cursor.until)
         except HazelcastError as error:
             _log.debug("%s: the reasons of a result could not be written: %s", self._job.name, error)
             return False
