@@ -58,7 +58,7 @@ SettingsFile = Annotated[
 
 
 def _names(look: Callable[[Grid], Coroutine[Any, Any, Iterable[str]]]) -> Callable[[typer.Context], list[str]]:
-    """What a shell offers for a word: names in the cluster that the words before lead to; none if there is none."""
+    """What a shell offers for a word: names in the cluster that the words before lead to; none without a cluster."""
 
     def names(context: typer.Context) -> list[str]:
         given = (context.params.get(f"connection_{name}") for name in _CONNECTION)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from gridscore.features.columns import EventColumns
     from gridscore.features.encodings import Learnt
+    from gridscore.features.windows import Windows
     from gridscore.job import Job
 
 MARGINS = "base_margin"
@@ -485,7 +486,7 @@ def offline_matrix(
 
 
 def _labels(column: pd.Series, source: str) -> NDArray[np.float64]:
-    """The label of each row, NaN where there is none.
+    """The label of each row, NaN where it is missing.
 
     Raises:
         TableError: They are not numbers.
@@ -545,17 +546,7 @@ class _Reading:
         for start in range(0, len(self._frame), _BATCH):
             part = self._frame.iloc[start : start + _BATCH]
             payloads = list(tables.rows_as_json(part, self._schema, self._source))
-            events, bad = self._decoder.decode_good(payloads)
-            if untimely := history.untimely(events):
-                rows = [row for row in range(len(payloads)) if row not in bad]
-                bad |= {rows[row]: f"{why}, which no window can hold" for row, why in untimely.items()}
-                events = events.without(untimely)
-            if bad and not self._skip_bad:
-                position, reason = min(bad.items())
-                raise TableError(
-                    f"{self._source}, row {start + position + 1}: {reason}.",
-                    "Rows count from 1, without the header. `--skip-bad` leaves such rows out and counts them.",
-                )
+            events, bad = good_rows(self._decoder, history, payloads, self._source, start, skip_bad=self._skip_bad)
             end = start + len(payloads)
             events = history.add(events)
             if history.late:
@@ -564,6 +555,38 @@ class _Reading:
                     f"Sort the history by `{self._job.order_by}`.",
                 )
             yield end, [start + row for row in range(len(payloads)) if row not in bad], events
+
+
+def good_rows(
+    decoder: EventDecoder,
+    windows: History | Windows,
+    texts: Sequence[bytes],
+    source: str,
+    begin: int,
+    *,
+    skip_bad: bool,
+) -> tuple[EventColumns, dict[int, str]]:
+    """The events of some rows of a history, and the bad rows, each with what is wrong with it.
+
+    Args:
+        windows: What is to hold the events.
+        begin: How many rows come before these.
+
+    Raises:
+        TableError: A row is bad, and bad ones are not to be skipped.
+    """
+    events, bad = decoder.decode_good(texts)
+    if untimely := windows.untimely(events):
+        rows = [row for row in range(len(texts)) if row not in bad]
+        bad |= {rows[row]: f"{why}, which no window can hold" for row, why in untimely.items()}
+        events = events.without(untimely)
+    if bad and not skip_bad:
+        row, why = min(bad.items())
+        raise TableError(
+            f"{source}, row {begin + row + 1}: {why}.",
+            "Rows count from 1, without the header. `--skip-bad` leaves such rows out and counts them.",
+        )
+    return events, bad
 
 
 def filled_tables(job: Job, lookups: Any, *, skip_bad: bool = False) -> dict[str, LookupTable]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from gridscore.errors import JobError, TableError
 from gridscore.features.events import EventDecoder
+from gridscore.features.offline import good_rows
 from gridscore.features.tables import kinds_of, read_chunks, rows_as_json
 from gridscore.features.window_kernel import head_of, loaded
 from gridscore.features.windows import Windows, why_late
@@ -215,17 +216,9 @@ class _Load:
 
     def _events(self, texts: list[bytes], found: Loaded) -> EventColumns:
         """The events of some rows that count by the history."""
-        events, bad = self._decoder.decode_good(texts)
-        if untimely := self.windows.untimely(events):
-            rows = [row for row in range(len(texts)) if row not in bad]
-            bad |= {rows[row]: f"{why}, which no window can hold" for row, why in untimely.items()}
-            events = events.without(untimely)
-        if bad and not self._skip_bad:
-            row, why = min(bad.items())
-            raise TableError(
-                f"{self._history}, row {found.rows + row + 1}: {why}.",
-                "Rows count from 1, without the header. `--skip-bad` leaves such rows out and counts them.",
-            )
+        events, bad = good_rows(
+            self._decoder, self.windows, texts, str(self._history), found.rows, skip_bad=self._skip_bad
+        )
         times = self.windows.times(events)
         before = np.flatnonzero(times < found.until).tolist()
         found.rows += len(texts)

@@ -559,7 +559,7 @@ def emptied_by_update(old: Job, new: Job) -> str:
     if not new.used_windows:
         return ""
     texts, windows, empty = texts_of(new), Windows(new), list[str]()
-    before, after = Parts(old, Windows(old).layouts, ()), Parts(new, windows.layouts, ())
+    before, after = Parts(old, layouts_of(old), ()), Parts(new, windows.layouts, ())
     kept = {tag: names_of(parts) for tag, parts in zip(before.tags, before.series, strict=True)}
     for layout, tag, parts in zip(windows.layouts, after.tags, after.series, strict=True):
         names = names_of(parts)
