@@ -28,6 +28,11 @@ _LOOK_SECONDS = 0.1
 _JOINED_LOOK_SECONDS = 0.02
 
 
+def where(cluster_name: str, members: Sequence[str]) -> list[str]:
+    """The options of a command of ours that lead to a cluster."""
+    return ["--cluster-name", cluster_name, *(part for address in members for part in ("--members", address))]
+
+
 class Crew:
     """Worker processes of one job. Close it, whatever happens.
 
@@ -57,9 +62,7 @@ class Crew:
             lease: Lease time in seconds; the command's own if None.
         """
         settings = self._grid.settings
-        arguments = ["worker", "--jobs", self._job, "--cluster-name", settings.cluster_name]
-        for address in settings.members:
-            arguments += ["--members", address]
+        arguments = ["worker", "--jobs", self._job, *where(settings.cluster_name, settings.members)]
         if lease is not None:
             arguments += ["--lease", str(lease)]
         self._started += 1

@@ -9,14 +9,12 @@ features, and these and the score are held against `offline_matrix` and `Booster
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import signal
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -27,25 +25,28 @@ import yaml
 from hazelcast.errors import HazelcastError
 
 from benchmarks.crew import Crew
-from gridscore.cli.output import errors, print_json, print_table, run
+from benchmarks.plugs import chosen
+from gridscore.cli.bench import measured
+from gridscore.cli.output import print_json, print_table
 from gridscore.client.client import Client
 from gridscore.client.producer import Producer
 from gridscore.errors import GridscoreError
 from gridscore.features import offline_matrix
 from gridscore.features.tables import lookup_entries, rows_as_json
-from gridscore.grid import GridSettings, connect
-from gridscore.grid.member import Cluster
 from gridscore.grid.writer import MapWriter
 from gridscore.job import load_job
 from gridscore.proving.demo.dataset import load_flights
-from gridscore.proving.demo.training import example_folder, lookups_for
+from gridscore.proving.demo.training import example_folder, lookups_for, script_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from numpy.typing import NDArray
+    from rich.status import Status
 
     from gridscore.grid import Grid
+    from gridscore.grid.member import Cluster
     from gridscore.job import Job
 
 EXAMPLES = ("flights", "card-fraud", "machine-health")
@@ -90,23 +91,14 @@ class _Example:
     rounds: list[slice]
 
 
-def _script(path: Path) -> Any:
-    """A script of an example, as a module."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
-    return module
-
-
 def _example(name: str, folder: Path, events: int) -> _Example:
-    folder.mkdir()
     source, file = example_folder(name), folder / "job.yaml"
     made = yaml.safe_load((source / "job.yaml").read_text())
     for key, value in _WINDOWED[name].items():
         made[key] = {**made[key], **value} if isinstance(made.get(key), dict) else value
     made["result"] |= {"features": "all"}
     file.write_text(json.dumps(made))
-    job, training = load_job(file), _script(source / "train.py")
+    job, training = load_job(file), script_of(source / "train.py")
     training.JOB_FILE = file
     lookups: dict[str, pd.DataFrame] = {}
     if name == "flights":
@@ -116,7 +108,7 @@ def _example(name: str, folder: Path, events: int) -> _Example:
         booster, _ = training.train(job, history, lookups)
         frame, key, entity = flights.stream.sort_values("time_hour", kind="stable"), "key", "tailnum"
     else:
-        data = _script(source / "data.py")
+        data = script_of(source / "data.py")
         data.write(folder)
         booster, _ = training.train(folder)
         if name == "card-fraud":
@@ -226,10 +218,10 @@ def _bits(values: NDArray[np.float32]) -> NDArray[np.int32]:
 
 
 async def prove(
-    grid: Grid, cluster: Cluster, name: str, events: int, folder: Path, say: Callable[[str], None]
+    grid: Grid, cluster: Cluster, folder: Path, status: Status, *, name: str, events: int
 ) -> dict[str, Any]:
     """Run one example on a cluster of three members, one of which dies of it."""
-    say(f"{name}: data and training")
+    status.update(f"{name}: data and training")
     example = await asyncio.to_thread(_example, name, folder, events)
     client = Client(grid)
     for lookup, table in example.lookups.items():
@@ -242,7 +234,7 @@ async def prove(
         for _ in range(2):
             crew.start()
         await crew.balanced()
-        return await _Run(grid, cluster, crew, example, say).go()
+        return await _Run(grid, cluster, crew, example, status.update).go()
     finally:
         crew.close()
 
@@ -258,22 +250,7 @@ def main(
 
     Example: python -m benchmarks.parity --example flights --events 10000
     """
-
-    async def measure(name: str, cluster: Cluster, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-        settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)
-        async with await connect(settings) as grid:
-            return await prove(grid, cluster, name, events, folder, say)
-
-    found = {}
-    with (
-        tempfile.TemporaryDirectory(prefix="gridscore-parity-") as folder,
-        errors.status("starting") as status,
-    ):
-        for name in example or EXAMPLES:
-            if name not in EXAMPLES:
-                raise typer.BadParameter(f"there is no example `{name}`: {', '.join(EXAMPLES)}")
-            with Cluster.start(3, port=0, heap=heap, register=False) as cluster:
-                found[name] = run(measure(name, cluster, Path(folder) / name, status.update))
+    found = {name: measured(3, heap, partial(prove, name=name, events=events)) for name in chosen(example, EXAMPLES)}
     if as_json:
         print_json(found)
     else:

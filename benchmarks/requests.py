@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import httpx
 import numpy as np
 
+from benchmarks.crew import where
 from benchmarks.ground import ground
 from benchmarks.work import WORKS
 from gridscore.errors import GridscoreError
@@ -69,7 +70,7 @@ async def main() -> None:
         bed = place.bed
         await Registry(bed.grid).push(place.booster, bed.work.job.model.name, alias="champion")
         await Jobs(bed.grid).submit(bed.work.job)
-        at = ["--cluster-name", bed.cluster_name, *(part for each in bed.addresses for part in ("--members", each))]
+        at = where(bed.cluster_name, bed.addresses)
         with (
             LeashedProcess("gridscore.cli", ["serve", "--port", "0", *at], bed.folder / "serve.log") as ours,
             LeashedProcess("benchmarks.systems.http_server", [str(bed.files)], bed.folder / "fastapi.log") as theirs,

@@ -27,6 +27,7 @@ import msgspec
 import typer
 import yaml
 
+from benchmarks.crew import where
 from gridscore.cli.output import console, errors, print_json, print_table, run
 from gridscore.errors import GridscoreError
 from gridscore.grid import GridSettings, Records, connect
@@ -63,14 +64,9 @@ class _Scale:
 
     def start(self) -> None:
         settings = self._grid.settings
-        arguments = ["worker", "--cluster-name", settings.cluster_name]
-        for address in settings.members:
-            arguments += ["--members", address]
         place = self._folder / f"worker-{time.monotonic_ns()}"
-        counts = str(place.with_suffix(".json"))
-        self.workers.append(
-            LeashedProcess("benchmarks.counted_worker", [counts, *arguments], place.with_suffix(".log"))
-        )
+        arguments = [str(place.with_suffix(".json")), "worker", *where(settings.cluster_name, settings.members)]
+        self.workers.append(LeashedProcess("benchmarks.counted_worker", arguments, place.with_suffix(".log")))
 
     async def even(self, jobs: list[str]) -> float:
         """Seconds until the living workers hold all partitions of these jobs, and no others, in equal parts."""

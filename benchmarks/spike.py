@@ -19,6 +19,7 @@ import numpy as np
 import typer
 from hazelcast.predicate import like
 
+from benchmarks.crew import where
 from gridscore.cli.bench import Heap, MemberCount, measured
 from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
 from gridscore.cli.output import console, print_json, print_table
@@ -352,9 +353,7 @@ def main(
     """
 
     async def work(grid: Grid, cluster: Cluster, folder: Path, status: Status) -> Spike:
-        arguments = ["worker", "--cluster-name", cluster.cluster_name]
-        for address in cluster.addresses:
-            arguments += ["--members", address]
+        arguments = ["worker", *where(cluster.cluster_name, cluster.addresses)]
         job = await prepare(grid)
         with LeashedProcess("gridscore.cli", arguments, folder / "worker.log") as worker:
 

@@ -23,6 +23,7 @@ import numpy as np
 import typer
 import xgboost as xgb
 
+from benchmarks.crew import where
 from gridscore.cli.output import errors, print_json, print_table, run
 from gridscore.errors import GridscoreError
 from gridscore.grid import GridSettings, connect
@@ -75,11 +76,8 @@ def _model() -> xgb.Booster:
 
 
 def _start(grid: Grid, job: str, folder: Path) -> LeashedProcess:
-    settings = grid.settings
-    arguments = ["worker", "--jobs", job, "--cluster-name", settings.cluster_name]
-    for address in settings.members:
-        arguments += ["--members", address]
     place = folder / f"worker-{time.monotonic_ns()}"
+    arguments = ["worker", "--jobs", job, *where(grid.settings.cluster_name, grid.settings.members)]
     return LeashedProcess(
         "benchmarks.counted_worker", [str(place.with_suffix(".json")), *arguments], place.with_suffix(".log")
     )

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.crew import where
 from benchmarks.systems.in_grid import InGrid
 from gridscore.errors import GridscoreError
 from gridscore.grid import transport
@@ -64,9 +65,8 @@ class Gridscore(InGrid):
         await Registry(self.bed.grid).push(booster, self.bed.work.job.model.name, alias="champion")
         # Workers of another system are in the same cluster: each takes its own jobs only.
         jobs = ",".join(self._names)
-        arguments = ["worker", "--jobs", jobs, "--cluster-name", self.bed.cluster_name, "--lease", str(self._lease)]
-        for address in self.bed.addresses:
-            arguments += ["--members", address]
+        arguments = ["worker", "--jobs", jobs, "--lease", str(self._lease)]
+        arguments += where(self.bed.cluster_name, self.bed.addresses)
         for number in range(self._count):
             log = self.bed.folder / f"gridscore-worker-{number}.log"
             self._workers.append(LeashedProcess("gridscore.cli", arguments, log))

@@ -67,7 +67,7 @@ def trained_model(job: Job, folder: Path, flights: Flights) -> TrainedModel:
     notes = path.with_suffix(".json")
     if path.is_file() and notes.is_file():
         return TrainedModel(path, json.loads(notes.read_text(encoding="utf-8")), cached=True)
-    booster, metrics = _script(folder / _SCRIPT).train(job, flights.training, lookups_for(job, flights))
+    booster, metrics = script_of(folder / _SCRIPT).train(job, flights.training, lookups_for(job, flights))
     temporary = path.with_name(f"{os.getpid()}-{path.name}")  # the suffix tells XGBoost the format
     booster.save_model(temporary)
     notes.write_text(json.dumps(metrics), encoding="utf-8")
@@ -75,9 +75,9 @@ def trained_model(job: Job, folder: Path, flights: Flights) -> TrainedModel:
     return TrainedModel(path, metrics, cached=False)
 
 
-def _script(path: Path) -> Any:
-    """A training script of ours, as a module."""
-    spec = importlib.util.spec_from_file_location(f"gridscore_{path.parent.name}_train", path)
+def script_of(path: Path) -> Any:
+    """A script of an example, as a module."""
+    spec = importlib.util.spec_from_file_location(f"gridscore_{path.parent.name}_{path.stem}", path)
     assert spec is not None  # noqa: S101 -- for the type checker
     assert spec.loader is not None  # noqa: S101 -- for the type checker
     module = importlib.util.module_from_spec(spec)
