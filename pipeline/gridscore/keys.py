@@ -56,25 +56,17 @@ class Role(StrEnum):
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """What the grid knows of a key.
+    """What the grid knows of a key."""
 
-    Attributes:
-        id: The part of it that is shown in lists.
-        note: Who has it, or what for.
-        roles: What it may do.
-        only: Jobs, maps and models that it is for; all if empty.
-        digest: SHA-256 of the whole key, in hexadecimal digits.
-        expires_at: RFC 3339 in UTC; empty if never.
-        rate: Requests in a time that each server answers, as `100/s`; empty for no limit.
-    """
-
-    id: Annotated[str, Meta(pattern="^[0-9a-f]{12}$")]
-    note: Annotated[str, Meta(max_length=200)] = ""
-    roles: Annotated[tuple[Role, ...], Meta(min_length=1, max_length=len(Role))]
+    id: Annotated[str, Meta(pattern="^[0-9a-f]{12}$")]  # the part of it that is shown in lists
+    note: Annotated[str, Meta(max_length=200)] = ""  # who has it, or what for
+    roles: Annotated[tuple[Role, ...], Meta(min_length=1, max_length=len(Role))]  # what it may do
+    # Jobs, maps and models that it is for; all if empty.
     only: Annotated[tuple[Annotated[str, Meta(max_length=128)], ...], Meta(max_length=100)] = ()
-    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]  # SHA-256 of the whole key, in hexadecimal digits
     created_at: Annotated[dt.datetime, Meta(tz=True)]
-    expires_at: Annotated[dt.datetime, Meta(tz=True)] | None = None
+    expires_at: Annotated[dt.datetime, Meta(tz=True)] | None = None  # RFC 3339 in UTC; empty if never
+    # Requests in a time that each server answers, as `100/s`; empty for no limit.
     rate: Annotated[str, Meta(pattern=f"^({RATE})?$")] = ""
 
     @property

@@ -34,36 +34,24 @@ _NAME_WIDTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table.
-
-    Attributes:
-        width: Its least width, so that nothing jumps about.
-        keep: The smaller, the sooner it is left out in a narrow terminal; 99 never is.
-        left: Whether it is aligned to the left.
-    """
+    """A column of a table."""
 
     title: str
     value: Callable[[Any], str | Text]
-    width: int = 0
-    keep: int = 99
-    left: bool = False
+    width: int = 0  # its least width, so that nothing jumps about
+    keep: int = 99  # the smaller, the sooner it is left out in a narrow terminal; 99 never is
+    left: bool = False  # whether it is aligned to the left
 
 
 @dataclass(slots=True)
 class Scene:
-    """What to show at one moment.
+    """What to show at one moment."""
 
-    Attributes:
-        cluster: The heading.
-        flow: The last look that succeeded; None before the first.
-        silence: Since when the cluster does not answer; empty if it does.
-    """
-
-    cluster: str
+    cluster: str  # the heading
     clock: str
-    flow: Flow | None = None
+    flow: Flow | None = None  # the last look that succeeded; None before the first
     findings: Findings = field(default_factory=Findings)
-    silence: str = ""
+    silence: str = ""  # since when the cluster does not answer; empty if it does
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,17 +22,11 @@ _Runner = TypeVar("_Runner", bound="SourceRunner | SinkRunner")
 
 
 class Line(NamedTuple):
-    """What to show of one that runs.
+    """What to show of one that runs."""
 
-    Attributes:
-        figures: What it has done.
-        trouble: What is wrong; empty if nothing.
-        progress: What is done, and what there is to do; None if unknown.
-    """
-
-    figures: str
-    trouble: str
-    progress: tuple[int, int] | None = None
+    figures: str  # what it has done
+    trouble: str  # what is wrong; empty if nothing
+    progress: tuple[int, int] | None = None  # what is done, and what there is to do; None if unknown
 
 
 def run_until_told(main: Callable[[], Awaitable[None]], stop: Callable[[], bool]) -> int:

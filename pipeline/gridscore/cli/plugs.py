@@ -302,15 +302,10 @@ async def note_of_map(grid: Grid, name: str, known: Collection[str]) -> str:
 
 
 class PlugGroup(typer.core.TyperGroup):
-    """A command group with a command for each kind of plug, made when it is asked for.
+    """A command group with a command for each kind of plug, made when it is asked for."""
 
-    Attributes:
-        plugs: The kinds.
-        help_text: What the help of each command says of running it.
-    """
-
-    plugs: PlugKinds[Any, Any]
-    help_text: str
+    plugs: PlugKinds[Any, Any]  # the kinds
+    help_text: str  # what the help of each command says of running it
 
     def start(self, settings: Any, connection: Connection, metrics: str | None) -> None:
         """Run a plug of these settings."""

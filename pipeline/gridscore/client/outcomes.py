@@ -43,34 +43,22 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Outcome(NamedTuple):
-    """A result.
+    """A result."""
 
-    Attributes:
-        text: Its JSON text.
-        value: The same, decoded.
-    """
-
-    text: bytes
-    value: dict[str, Any]
+    text: bytes  # its JSON text
+    value: dict[str, Any]  # the same, decoded
 
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """A caller that waits for what becomes of the event under a key.
+    """A caller that waits for what becomes of the event under a key."""
 
-    Attributes:
-        key: Serialized.
-        exact: Whether it waits for one event; else a later one will do.
-        first: Sequence of the event, or of the first that will do; None until it is known.
-        answer: The outcome; a rejection is an `EventRejectedError`.
-        seen: Outcomes under the key from before `first` was known, by their sequence.
-    """
-
-    key: bytes
+    key: bytes  # serialized
     partition: int
-    exact: bool
-    first: int | None
-    answer: asyncio.Future[Outcome]
+    exact: bool  # whether it waits for one event; else a later one will do
+    first: int | None  # sequence of the event, or of the first that will do; None until it is known
+    answer: asyncio.Future[Outcome]  # the outcome; a rejection is an `EventRejectedError`
+    # Outcomes under the key from before `first` was known, by their sequence.
     seen: dict[int, Outcome | EventRejectedError] = field(default_factory=dict)
 
     def expect(self, sequence: int) -> None:

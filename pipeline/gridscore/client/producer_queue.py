@@ -79,32 +79,20 @@ class Segment:
 
 @dataclass(slots=True, eq=False)
 class PartitionQueue:
-    """What waits and is under way in one partition.
-
-    Attributes:
-        entering: Callers that wait for room in the queue.
-        events: Events that wait or are under way.
-        under_way: Events in the message that is under way.
-        busy: Whether there is one, or one is about to be repeated.
-        allowance: Events that may be put since the last look.
-        spent: Events put since then, or not acknowledged at that time.
-        blocked_at: Since when nothing can be put; None if something can.
-        failed_at: Since when puts fail; None if they do not.
-        unread: What the last look found.
-    """
+    """What waits and is under way in one partition."""
 
     number: int
     queue: deque[Segment] = field(default_factory=deque)
-    entering: deque[asyncio.Future[None]] = field(default_factory=deque)
-    events: int = 0
+    entering: deque[asyncio.Future[None]] = field(default_factory=deque)  # callers that wait for room in the queue
+    events: int = 0  # events that wait or are under way
     bytes: int = 0
-    under_way: int = 0
-    busy: bool = False
-    allowance: int = 0
-    spent: int = 0
-    blocked_at: float | None = None
-    failed_at: float | None = None
-    unread: Unread | None = None
+    under_way: int = 0  # events in the message that is under way
+    busy: bool = False  # whether there is one, or one is about to be repeated
+    allowance: int = 0  # events that may be put since the last look
+    spent: int = 0  # events put since then, or not acknowledged at that time
+    blocked_at: float | None = None  # since when nothing can be put; None if something can
+    failed_at: float | None = None  # since when puts fail; None if they do not
+    unread: Unread | None = None  # what the last look found
 
     @property
     def is_crowded(self) -> bool:

@@ -30,34 +30,21 @@ JOBS_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """Events of one partition that a job has not committed.
+    """Events of one partition that a job has not committed."""
 
-    Attributes:
-        count: How many; 0 if no job reads the map.
-        job: The job that is furthest behind; empty if there is none.
-        state: Of that job.
-        owned: Whether a worker holds the partition for that job.
-    """
-
-    count: int = 0
-    job: str = ""
-    state: str = ""
-    owned: bool = False
+    count: int = 0  # how many; 0 if no job reads the map
+    job: str = ""  # the job that is furthest behind; empty if there is none
+    state: str = ""  # of that job
+    owned: bool = False  # whether a worker holds the partition for that job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """Why a producer waits.
+    """Why a producer waits."""
 
-    Attributes:
-        map_name: The event map.
-        seconds: How long it has waited.
-        job: The job that it waits for; empty if none.
-    """
-
-    map_name: str
-    seconds: float
-    job: str = ""
+    map_name: str  # the event map
+    seconds: float  # how long it has waited
+    job: str = ""  # the job that it waits for; empty if none
 
     @property
     def hint(self) -> str:
@@ -110,15 +97,10 @@ class WaitingForJob(Waiting):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingForMemory(Waiting):
-    """The heap of a member is nearly full.
+    """The heap of a member is nearly full."""
 
-    Attributes:
-        heap: Of the member with the least room.
-        stops: Whether nothing is put any more; else only a little.
-    """
-
-    heap: MemberHeap
-    stops: bool = False
+    heap: MemberHeap  # of the member with the least room
+    stops: bool = False  # whether nothing is put any more; else only a little
 
     def __str__(self) -> str:
         if self.stops:

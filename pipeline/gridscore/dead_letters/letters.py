@@ -39,37 +39,23 @@ MAX_RAW = 1 << 20
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """An event that could not be scored, or something that a source has read that is not an event.
+    """An event that could not be scored, or something that a source has read that is not an event."""
 
-    Attributes:
-        job: That could not score it; or the source.
-        map: The event map.
-        partition: Of the event map; -1 if a source has read it.
-        sequence: In that partition's journal, -1 if it was found in the map; for a source, a number that grows in the
-            order of reading.
-        key: The event's key, as text.
-        key_data: The serialized key, base64.
-        stage: Where it failed: `decode`, `lookup`, `windows`, `features`, `predict` or `decide`; or `source`.
-        raw: The event's bytes, base64, cut to a mebibyte.
-        size: Of the whole event, in bytes.
-        at: When, RFC 3339.
-        origin: Where a source has read it; empty for an event of a job.
-        claim: Of the process that replays the event: when, in milliseconds since 1970, and a random text.
-    """
-
-    job: str
-    map: str
-    partition: int
+    job: str  # that could not score it; or the source
+    map: str  # the event map
+    partition: int  # of the event map; -1 if a source has read it
+    # In that partition's journal, -1 if it was found in the map; for a source, a number that grows in the order of
+    # reading.
     sequence: int
-    key: str
-    key_data: str
-    stage: str
+    key: str  # the event's key, as text
+    key_data: str  # the serialized key, base64
+    stage: str  # where it failed: `decode`, `lookup`, `windows`, `features`, `predict` or `decide`; or `source`
     error: str
-    raw: str
-    size: int
-    at: str
-    origin: str = ""
-    claim: str = ""
+    raw: str  # the event's bytes, base64, cut to a mebibyte
+    size: int  # of the whole event, in bytes
+    at: str  # when, RFC 3339
+    origin: str = ""  # where a source has read it; empty for an event of a job
+    claim: str = ""  # of the process that replays the event: when, in milliseconds since 1970, and a random text
 
     @property
     def id(self) -> str:

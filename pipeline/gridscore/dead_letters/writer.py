@@ -48,15 +48,10 @@ DEFAULT_LIMITS = Limits(DEAD_LETTERS, DEAD_LETTER_BYTES)
 
 
 class Put(NamedTuple):
-    """What became of some dead letters.
+    """What became of some dead letters."""
 
-    Attributes:
-        new: How many were written; the grid already had the others, except `left`.
-        left: Those without room.
-    """
-
-    new: int
-    left: list[DeadLetter]
+    new: int  # how many were written; the grid already had the others, except `left`
+    left: list[DeadLetter]  # those without room
 
 
 class _Text(NamedTuple):

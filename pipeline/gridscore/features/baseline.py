@@ -36,19 +36,15 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Column(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A feature, or an output of the model.
+    """A feature, or an output of the model."""
 
-    Attributes:
-        edges: Of numbers: where one bin ends and the next begins, which the edge belongs to.
-        texts: Of a category: the frequent ones, a bin each; the last bin is for all others.
-        shares: Of the rows with a value, a bin each; empty if training has seen none.
-        missing: Share of the rows without a value.
-    """
-
+    # Of numbers: where one bin ends and the next begins, which the edge belongs to.
     edges: Annotated[tuple[float, ...], Meta(max_length=32)] = ()
+    # Of a category: the frequent ones, a bin each; the last bin is for all others.
     texts: Annotated[tuple[Annotated[str, Meta(max_length=_TEXT)], ...], Meta(max_length=_TEXTS)] = ()
+    # Of the rows with a value, a bin each; empty if training has seen none.
     shares: Annotated[tuple[Share, ...], Meta(max_length=_TEXTS + 1)] = ()
-    missing: Share = 0.0
+    missing: Share = 0.0  # share of the rows without a value
 
     def __post_init__(self) -> None:
         if self.edges and (self.texts or not np.isfinite(self.edges).all() or (np.diff(self.edges) <= 0).any()):
@@ -63,15 +59,12 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Baseline(msgspec.Struct, frozen=True):
-    """All columns.
-
-    Attributes:
-        features: By name; those that were too many are left out.
-        scores: What the model gives for the matrix, by output.
-    """
+    """All columns."""
 
     rows: Annotated[int, Meta(ge=1, lt=2**53)]
+    # By name; those that were too many are left out.
     features: Annotated[dict[Annotated[str, Meta(max_length=1_000)], Column], Meta(max_length=100_000)]
+    # What the model gives for the matrix, by output.
     scores: Annotated[tuple[Column, ...], Meta(max_length=MAX_SCORES)] = ()
 
     @property

@@ -45,42 +45,30 @@ Texts = Annotated[dict[Text, Annotated[str, Meta(max_length=_MAX_TEXT + 40)]], M
 
 
 class Definitions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """How features are made.
+    """How features are made."""
 
-    Attributes:
-        features: The expression of each, in Python's own spelling, with its default.
-        fields: Types of the event fields and `lookup.field` that these use, with units and names in JSON where these
-            are not the default.
-        lookups: The key by which each lookup that they use is asked.
-        margin: The expression of the margin, with its default; empty if there is none.
-        windows: Whose events each window holds that they use, and what orders them.
-        machine: What was computed by, as far as expressions depend on it: a digest of the C library's functions, and
-            the release of the time zones.
-        encodings: What training has learnt for `target` and its like, by feature.
-    """
-
-    features: Texts = {}
+    features: Texts = {}  # the expression of each, in Python's own spelling, with its default
+    # Types of the event fields and `lookup.field` that these use, with units and names in JSON where these are not the
+    # default.
     fields: Texts = {}
-    lookups: Texts = {}
+    lookups: Texts = {}  # the key by which each lookup that they use is asked
+    # The expression of the margin, with its default; empty if there is none.
     margin: Annotated[str, Meta(max_length=_MAX_TEXT + 40)] = ""
-    windows: Texts = {}
+    windows: Texts = {}  # whose events each window holds that they use, and what orders them
+    # What was computed by, as far as expressions depend on it: a digest of the C library's functions, and the release
+    # of the time zones.
     machine: Texts = {}
+    # What training has learnt for `target` and its like, by feature.
     encodings: Annotated[dict[Text, Encoding], Meta(max_length=1_000)] = {}
 
 
 class Attribute(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What training knew of a matrix and XGBoost has no place for.
+    """What training knew of a matrix and XGBoost has no place for."""
 
-    Attributes:
-        features: Names in the order of the columns.
-        categories: Texts in the order of their codes, by feature.
-        margin: Expression of the margin; empty if there is none.
-        definitions: How the features were made; None where an earlier version of Gridscore attached it.
-    """
-
-    features: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=100_000)]
-    categories: dict[str, tuple[Text, ...]] = {}
-    margin: Annotated[str, Meta(max_length=10_000)] = ""
+    features: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=100_000)]  # names in the order of the columns
+    categories: dict[str, tuple[Text, ...]] = {}  # texts in the order of their codes, by feature
+    margin: Annotated[str, Meta(max_length=10_000)] = ""  # expression of the margin; empty if there is none
+    # How the features were made; None where an earlier version of Gridscore attached it.
     definitions: Definitions | None = None
 
     @property
@@ -93,20 +81,16 @@ Parameter = Annotated[str, Meta(max_length=100)]
 
 
 class Training(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a model learnt from, and how.
+    """What a model learnt from, and how."""
 
-    Attributes:
-        sha256: Of the matrix: names, values and margins, not the labels; empty if nobody attached it.
-        parameters: Hyper-parameters as XGBoost names them.
-        labels: Names of the classes in the order of their numbers; empty if nobody attached them.
-        baseline: What it has seen, to tell drift; None if nobody attached it.
-    """
-
+    # Of the matrix: names, values and margins, not the labels; empty if nobody attached it.
     sha256: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")] = ""
     rows: Annotated[int, Meta(ge=0, lt=2**53)] = 0
+    # Hyper-parameters as XGBoost names them.
     parameters: Annotated[dict[Parameter, Parameter], Meta(max_length=200)] = {}
+    # Names of the classes in the order of their numbers; empty if nobody attached them.
     labels: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(max_length=1_000)] = ()
-    baseline: Baseline | None = None
+    baseline: Baseline | None = None  # what it has seen, to tell drift; None if nobody attached it
 
 
 def learnt_of(categories: Mapping[str, Sequence[str]], definitions: Definitions | None) -> dict[str, Learnt]:

@@ -25,15 +25,10 @@ _LONGEST = 1_000
 
 
 class Encoding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Numbers by text.
+    """Numbers by text."""
 
-    Attributes:
-        numbers: What is known.
-        other: The number of every other text.
-    """
-
-    numbers: Annotated[dict[Annotated[str, Meta(max_length=_LONGEST)], float], Meta(max_length=MOST)]
-    other: float = 0.0
+    numbers: Annotated[dict[Annotated[str, Meta(max_length=_LONGEST)], float], Meta(max_length=MOST)]  # what is known
+    other: float = 0.0  # the number of every other text
 
     @property
     def texts(self) -> list[str]:

@@ -96,21 +96,13 @@ _MOST = 2**32 - 1
 
 
 class Head(NamedTuple):
-    """What a state begins with.
+    """What a state begins with."""
 
-    Attributes:
-        sequence: Of the newest event that was added; -1 if that is not known.
-        newest: Time of the newest event.
-        floor: Time below which nothing is added.
-        until: Time before which all events are in it already, by a history.
-        late: Events that were too late.
-    """
-
-    sequence: int
-    newest: float
-    floor: float
-    until: float
-    late: int
+    sequence: int  # of the newest event that was added; -1 if that is not known
+    newest: float  # time of the newest event
+    floor: float  # time below which nothing is added
+    until: float  # time before which all events are in it already, by a history
+    late: int  # events that were too late
 
 
 def head_of(state: bytes) -> Head:

@@ -45,51 +45,33 @@ _MISSING = Node("constant", (), Type.NUMBER, None)
 
 
 class Series(NamedTuple):
-    """Events that an entity keeps, each with a value: as the kernel takes it.
+    """Events that an entity keeps, each with a value: as the kernel takes it."""
 
-    Attributes:
-        kind: How they are kept; see `Kind`.
-        seconds: How long.
-        last: How many.
-        column: Of the events' values; NaN for one that does not belong here.
-        bare: Whether all values are 1, and none is kept.
-    """
-
-    kind: float
-    seconds: float
-    last: float
-    column: float
-    bare: float
+    kind: float  # how they are kept; see `Kind`
+    seconds: float  # how long
+    last: float  # how many
+    column: float  # of the events' values; NaN for one that does not belong here
+    bare: float  # whether all values are 1, and none is kept
 
 
 class Call(NamedTuple):
-    """What a feature asks of a series: as the kernel takes it.
-
-    Attributes:
-        series: Number of the series.
-        last: Of how many events.
-        column: Of the present event's values, for `seen`.
-    """
+    """What a feature asks of a series: as the kernel takes it."""
 
     function: float
-    series: float
-    last: float
-    column: float
+    series: float  # number of the series
+    last: float  # of how many events
+    column: float  # of the present event's values, for `seen`
 
 
 @dataclass(slots=True)
 class Layout:
-    """What entities of a window keep.
-
-    Attributes:
-        outputs: The number of each call among all of the job.
-        columns: What the kernel needs of each event: a value, and the condition on which it counts.
-    """
+    """What entities of a window keep."""
 
     name: str
     series: list[Series] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
-    outputs: list[int] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)  # the number of each call among all of the job
+    # What the kernel needs of each event: a value, and the condition on which it counts.
     columns: list[Node] = field(default_factory=list)
 
     @property
@@ -158,15 +140,10 @@ def _column(layout: Layout, node: Node, numbers: dict[Any, int]) -> float:
 
 
 class Inputs(NamedTuple):
-    """What a window needs of some events.
+    """What a window needs of some events."""
 
-    Attributes:
-        keys: The entity of each; None where there is none.
-        columns: A row a column of the layout.
-    """
-
-    keys: list[Any]
-    columns: NDArray[np.float64]
+    keys: list[Any]  # the entity of each; None where there is none
+    columns: NDArray[np.float64]  # a row a column of the layout
 
 
 _text = to_text()

@@ -40,16 +40,12 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Capacity of the journal of one map.
+    """Capacity of the journal of one map."""
 
-    Attributes:
-        partition: Entries that the ring of each partition holds; older ones are overwritten.
-        source: The members' configuration; a full ring; or an assumption, the larger of Hazelcast's default and what a
-            ring holds now, which may be less than the truth and is never more.
-    """
-
-    partition: int
+    partition: int  # entries that the ring of each partition holds; older ones are overwritten
     partitions: int
+    # The members' configuration; a full ring; or an assumption, the larger of Hazelcast's default and what a ring holds
+    # now, which may be less than the truth and is never more.
     source: Source
 
     @property

@@ -43,17 +43,12 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One thing that was looked at."""
 
-    Attributes:
-        level: Whether a job can run with it.
-        advice: What to change; empty if nothing.
-    """
-
-    level: Level
+    level: Level  # whether a job can run with it
     what: str
     detail: str
-    advice: str = ""
+    advice: str = ""  # what to change; empty if nothing
 
 
 _ok, _warn, _fail = (partial(Finding, level) for level in Level)
@@ -61,13 +56,10 @@ _ok, _warn, _fail = (partial(Finding, level) for level in Level)
 
 @dataclass(frozen=True)
 class LookupNeed:
-    """A lookup map that a job reads.
-
-    Attributes:
-        max_entries: Entries that a worker copies at most; None if it fetches what it needs from the grid.
-    """
+    """A lookup map that a job reads."""
 
     map_name: str
+    # Entries that a worker copies at most; None if it fetches what it needs from the grid.
     max_entries: int | None = None
 
 

@@ -75,21 +75,13 @@ _STALE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class MemberHeap:
-    """A member's heap.
+    """A member's heap."""
 
-    Attributes:
-        address: Where the cluster says that it is.
-        used: Bytes in use, uncollected garbage included.
-        most: Bytes that it may have.
-        refusal: Why it is not known; the figures are 0 then.
-        collections: How often garbage was collected.
-    """
-
-    address: str
-    used: int = 0
-    most: int = 0
-    refusal: str = ""
-    collections: int = 0
+    address: str  # where the cluster says that it is
+    used: int = 0  # bytes in use, uncollected garbage included
+    most: int = 0  # bytes that it may have
+    refusal: str = ""  # why it is not known; the figures are 0 then
+    collections: int = 0  # how often garbage was collected
 
     @property
     def share(self) -> float:

@@ -81,21 +81,14 @@ class PortTakenError(MemberError):
 
 @dataclass(frozen=True, slots=True)
 class MemberExtras:
-    """What members run with besides the usual.
+    """What members run with besides the usual."""
 
-    Attributes:
-        jars: More for the class path; folders of classes, too.
-        environment: Variables to set for the members and their children.
-        properties: Of the Java runtime, by name. Hazelcast takes `hz.…` as a setting that overrides its YAML.
-        announced: Ports that the members announce instead of their own: those of proxies.
-        outbound: Ports from which each member connects to others.
-    """
-
-    jars: Sequence[Path] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
+    jars: Sequence[Path] = ()  # more for the class path; folders of classes, too
+    environment: Mapping[str, str] = field(default_factory=dict)  # variables to set for the members and their children
+    # Of the Java runtime, by name. Hazelcast takes `hz.…` as a setting that overrides its YAML.
     properties: Mapping[str, str] = field(default_factory=dict)
-    announced: Sequence[int] = ()
-    outbound: Sequence[range] = ()
+    announced: Sequence[int] = ()  # ports that the members announce instead of their own: those of proxies
+    outbound: Sequence[range] = ()  # ports from which each member connects to others
 
 
 @dataclass(kw_only=True, eq=False)

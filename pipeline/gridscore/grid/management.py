@@ -50,12 +50,7 @@ _UUID_BYTES = 17
 
 @dataclass(frozen=True)
 class MapConfig:
-    """How a map is configured; the defaults are Hazelcast's.
-
-    Attributes:
-        followers: What else sees each entry that is put, in the configuration's words: `map-store`, for one.
-        parses_json: Whether each replica parses every JSON value that is put, to speed up predicates.
-    """
+    """How a map is configured; the defaults are Hazelcast's."""
 
     pattern: str = "default"
     backups: int = 1
@@ -65,8 +60,9 @@ class MapConfig:
     max_idle: int = 0
     eviction: str = "NONE"
     protection: str | None = None
+    # What else sees each entry that is put, in the configuration's words: `map-store`, for one.
     followers: tuple[str, ...] = ()
-    parses_json: bool = True
+    parses_json: bool = True  # whether each replica parses every JSON value that is put, to speed up predicates
 
     @property
     def expiry(self) -> list[str]:
@@ -118,21 +114,13 @@ class MemberConfig:
 
 @dataclass(frozen=True)
 class MemberReport:
-    """One member's answers.
+    """One member's answers."""
 
-    Attributes:
-        address: Where the cluster says that it is.
-        config: None if it does not tell.
-        clock_offset: Seconds by which the cluster's clock, as this member keeps it, is ahead of ours.
-        uncertainty: Seconds by which that may be wrong: half the time that the answer took.
-        refusal: Why it does not tell.
-    """
-
-    address: str
-    config: MemberConfig | None = None
-    clock_offset: float | None = None
-    uncertainty: float = 0.0
-    refusal: str = ""
+    address: str  # where the cluster says that it is
+    config: MemberConfig | None = None  # None if it does not tell
+    clock_offset: float | None = None  # seconds by which the cluster's clock, as this member keeps it, is ahead of ours
+    uncertainty: float = 0.0  # seconds by which that may be wrong: half the time that the answer took
+    refusal: str = ""  # why it does not tell
 
 
 async def ask_members(grid: Grid) -> list[MemberReport]:

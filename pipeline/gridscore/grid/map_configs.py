@@ -41,20 +41,13 @@ _JOURNAL_FRAME = struct.Struct("<iH?ii")
 
 @dataclass(frozen=True)
 class NewMapConfig:
-    """A configuration to add.
+    """A configuration to add."""
 
-    Attributes:
-        pattern: The name of a map, or a pattern with one `*`.
-        journal_capacity: Entries that its event journal holds, over all partitions; None: no journal.
-        protection: Name of a rule of split-brain protection that the members know.
-        seconds: After which an entry goes that was not written; 0: never.
-    """
-
-    pattern: str
-    journal_capacity: int | None = None
+    pattern: str  # the name of a map, or a pattern with one `*`
+    journal_capacity: int | None = None  # entries that its event journal holds, over all partitions; None: no journal
     backups: int = 1
-    protection: str | None = None
-    seconds: int = 0
+    protection: str | None = None  # name of a rule of split-brain protection that the members know
+    seconds: int = 0  # after which an entry goes that was not written; 0: never
 
 
 async def add_map_config(grid: Grid, config: NewMapConfig) -> None:

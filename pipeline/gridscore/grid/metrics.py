@@ -31,19 +31,12 @@ _WANTED = {
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A heap at one moment.
+    """A heap at one moment."""
 
-    Attributes:
-        used: Bytes in use, uncollected garbage included.
-        most: Bytes that it may have.
-        collections: How often garbage was collected; may lag by a second.
-        migrations: Partitions that are still to be moved or copied to backups; only the oldest member knows.
-    """
-
-    used: int
-    most: int
-    collections: int
-    migrations: int = 0
+    used: int  # bytes in use, uncollected garbage included
+    most: int  # bytes that it may have
+    collections: int  # how often garbage was collected; may lag by a second
+    migrations: int = 0  # partitions that are still to be moved or copied to backups; only the oldest member knows
 
 
 def heap_of(blob: bytes) -> Sample:

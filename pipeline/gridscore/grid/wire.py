@@ -75,26 +75,18 @@ def encode_read(name: str, start: int, min_size: int, max_size: int) -> Outbound
 
 
 class Page(NamedTuple):
-    """What one read of a partition's journal gave.
+    """What one read of a partition's journal gave."""
 
-    Attributes:
-        first: Sequence of the first item read, a removal or not.
-        next: Sequence to read from next.
-        sequences: Sequence of each entry put (added, updated or loaded); removals are left out.
-        keys: Serialized key of each, ready to be written again.
-        values: JSON text of each in UTF-8; the whole serialized value where its type is neither JSON nor string.
-        foreign: Hazelcast type by index of those that are neither JSON nor string, for their error message.
-        scored: Indexes of those that have their result, if they were left in.
-    """
-
-    first: int
-    next: int
-    sequences: list[int]
-    keys: list[bytes]
+    first: int  # sequence of the first item read, a removal or not
+    next: int  # sequence to read from next
+    sequences: list[int]  # sequence of each entry put (added, updated or loaded); removals are left out
+    keys: list[bytes]  # serialized key of each, ready to be written again
+    # JSON text of each in UTF-8; the whole serialized value where its type is neither JSON nor string.
     values: list[bytes]
+    # Hazelcast type by index of those that are neither JSON nor string, for their error message.
     foreign: dict[int, int]
     size: int
-    scored: Collection[int] = ()
+    scored: Collection[int] = ()  # indexes of those that have their result, if they were left in
 
     @property
     def texts(self) -> list[bytes]:

@@ -36,19 +36,12 @@ _EXACT = 1 + 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """The times of a lease, in seconds.
+    """The times of a lease, in seconds."""
 
-    Attributes:
-        lease: After this, somebody who has watched the record marks it.
-        send: After this, its owner sends nothing more.
-        hold: How long the system holds what the owner has sent.
-        slack: For what the clocks do not show.
-    """
-
-    lease: float
-    send: float
-    hold: float
-    slack: float
+    lease: float  # after this, somebody who has watched the record marks it
+    send: float  # after this, its owner sends nothing more
+    hold: float  # how long the system holds what the owner has sent
+    slack: float  # for what the clocks do not show
 
     def __post_init__(self) -> None:
         if min(self.send, self.hold, self.slack) <= 0 or self.latest_arrival > self.lease * _EXACT:

@@ -42,40 +42,25 @@ _SPARE = 2**32
 
 
 class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
-    """What the grid knows of one partition of a job; or of a session, which has only an owner and renewals.
+    """What the grid knows of one partition of a job; or of a session, which has only an owner and renewals."""
 
-    Attributes:
-        owner: Worker that holds the lease; empty if nobody does, and all that was written is committed.
-        epoch: Counts owners and resets, from 1 or, for sinks, from the second at which a partition was first held;
-            never goes back. Every result names the epoch that it was written in.
-        offset: Next sequence to read; -1 if nobody has begun.
-        deadline: Of a session: when it ends unless renewed, in milliseconds since 1970; for people.
-        renewals: Counts the changes, so that no two texts of a record are the same.
-        lease: Lease time of the owner, in milliseconds.
-        origin: First epoch of the present journal: the sequences of older results mean nothing in it.
-        lost: Events that were overwritten before they were read, since the job was submitted.
-        unkept: Events that were rejected and have no dead letter, for lack of room, since the job was submitted.
-        regressions: How often the journal has begun again since the job was submitted.
-        run: Number of the job's restart that the offset follows.
-        doubt: Sequence before which events may have results that the offset does not cover.
-        heir: Worker that is about to take an expired lease; empty if none is.
-        session: The owner's session that the lease depends on.
-    """
-
-    owner: Word
+    owner: Word  # worker that holds the lease; empty if nobody does, and all that was written is committed
+    # Counts owners and resets, from 1 or, for sinks, from the second at which a partition was first held; never goes
+    # back. Every result names the epoch that it was written in.
     epoch: _Epoch
-    offset: Annotated[int, Meta(ge=-1, lt=2**62)]
-    deadline: Count = 0
-    renewals: Count = 0
-    lease: Annotated[int, Meta(ge=0, le=86_400_000)] = 0
-    origin: Count = 0
-    lost: _Sequence = 0
-    regressions: Count = 0
-    run: Count = 0
-    doubt: _Sequence = 0
-    heir: Word = ""
+    offset: Annotated[int, Meta(ge=-1, lt=2**62)]  # next sequence to read; -1 if nobody has begun
+    deadline: Count = 0  # of a session: when it ends unless renewed, in milliseconds since 1970; for people
+    renewals: Count = 0  # counts the changes, so that no two texts of a record are the same
+    lease: Annotated[int, Meta(ge=0, le=86_400_000)] = 0  # lease time of the owner, in milliseconds
+    origin: Count = 0  # first epoch of the present journal: the sequences of older results mean nothing in it
+    lost: _Sequence = 0  # events that were overwritten before they were read, since the job was submitted
+    regressions: Count = 0  # how often the journal has begun again since the job was submitted
+    run: Count = 0  # number of the job's restart that the offset follows
+    doubt: _Sequence = 0  # sequence before which events may have results that the offset does not cover
+    heir: Word = ""  # worker that is about to take an expired lease; empty if none is
+    # Events that were rejected and have no dead letter, for lack of room, since the job was submitted.
     unkept: _Sequence = 0
-    session: Word = ""
+    session: Word = ""  # the owner's session that the lease depends on
 
     def has_begun(self, begin: str, restarts: int) -> bool:
         """Whether the offset counts: after a restart of the group, only once a worker has set it."""

@@ -74,17 +74,11 @@ _HEIR_SECONDS = SETTLE_SECONDS + 2.0
 
 
 class Progress(NamedTuple):
-    """How far a partition has come.
+    """How far a partition has come."""
 
-    Attributes:
-        offset: Next sequence to read.
-        lost: Events before it that were overwritten before they were read, in all.
-        unkept: Events before it that were rejected and have no dead letter, in all.
-    """
-
-    offset: int
-    lost: int
-    unkept: int = 0
+    offset: int  # next sequence to read
+    lost: int  # events before it that were overwritten before they were read, in all
+    unkept: int = 0  # events before it that were rejected and have no dead letter, in all
 
     @classmethod
     def of(cls, record: LeaseRecord) -> Progress:
@@ -94,31 +88,19 @@ class Progress(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """A partition that this worker holds.
-
-    Attributes:
-        record: As it was last written.
-        text: Its exact bytes.
-        session: That it depends on.
-        ends: When it ends because it could not be moved to another session.
-        before: Worker that held it and did not release it; empty if it was released: then `doubt` is known.
-        doubt: Sequence before which events may have results that the offset does not cover.
-        is_doubted: Whether `doubt` covers what the worker before may have written.
-        unsettled: Whether a write of unknown fate may still arrive.
-        strays: Whether the grid may name another session than `session`.
-        is_held: False once it is lost, dropped or given back; its partition may be held by another lease then.
-    """
+    """A partition that this worker holds."""
 
     partition: int
-    record: LeaseRecord
-    text: bytes
-    session: Session
-    ends: float = _NEVER
-    before: str = ""
-    doubt: int = 0
-    is_doubted: bool = False
-    unsettled: bool = False
-    strays: bool = False
+    record: LeaseRecord  # as it was last written
+    text: bytes  # its exact bytes
+    session: Session  # that it depends on
+    ends: float = _NEVER  # when it ends because it could not be moved to another session
+    before: str = ""  # worker that held it and did not release it; empty if it was released: then `doubt` is known
+    doubt: int = 0  # sequence before which events may have results that the offset does not cover
+    is_doubted: bool = False  # whether `doubt` covers what the worker before may have written
+    unsettled: bool = False  # whether a write of unknown fate may still arrive
+    strays: bool = False  # whether the grid may name another session than `session`
+    # False once it is lost, dropped or given back; its partition may be held by another lease then.
     is_held: bool = True
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -142,17 +124,12 @@ class _Sight(NamedTuple):
 
 
 class _Due(NamedTuple):
-    """A lease to be committed.
-
-    Attributes:
-        seen: Only if this is still its record; None: in any case.
-        strays: Whether it is to move to another session.
-    """
+    """A lease to be committed."""
 
     lease: Lease
     progress: Progress
-    seen: LeaseRecord | None
-    strays: bool = False
+    seen: LeaseRecord | None  # only if this is still its record; None: in any case
+    strays: bool = False  # whether it is to move to another session
 
 
 class Leases:

@@ -107,28 +107,18 @@ def bits_of(partitions: Iterable[int]) -> int:
 
 
 class Holdings(msgspec.Struct, frozen=True):
-    """What a process holds.
+    """What a process holds."""
 
-    Attributes:
-        version: Counts the changes.
-        groups: Partitions of each group that it takes part in, see `packed`.
-    """
-
-    version: Count
-    groups: dict[str, str]
+    version: Count  # counts the changes
+    groups: dict[str, str]  # partitions of each group that it takes part in, see `packed`
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
-    """Shows that a process lives.
-
-    Attributes:
-        holds: Version of its `Holdings`.
-        format: See `FORMAT`.
-    """
+    """Shows that a process lives."""
 
     beat: Count
-    holds: Count
-    format: Count = 0
+    holds: Count  # version of its `Holdings`
+    format: Count = 0  # see `FORMAT`
 
 
 @dataclass(slots=True)

@@ -23,25 +23,16 @@ class NotNowError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Write:
-    """A put-all under way, and what it allows to be committed.
-
-    Attributes:
-        next: Sequence to read after it.
-        events: Results in it.
-        lost: Events just before those of this write that were overwritten before they were read.
-        arrived_at: When its events had been read, of the grid's clock.
-        unkept: Events that were rejected, and have no dead letter.
-        counts: False once its partition is dropped or put back: nobody waits for its answer any more.
-    """
+    """A put-all under way, and what it allows to be committed."""
 
     partition: int
-    next: int
-    events: int
-    lost: int
-    arrived_at: float
-    unkept: int = 0
+    next: int  # sequence to read after it
+    events: int  # results in it
+    lost: int  # events just before those of this write that were overwritten before they were read
+    arrived_at: float  # when its events had been read, of the grid's clock
+    unkept: int = 0  # events that were rejected, and have no dead letter
     done: bool = False
-    counts: bool = True
+    counts: bool = True  # False once its partition is dropped or put back: nobody waits for its answer any more
 
 
 @dataclass(slots=True)

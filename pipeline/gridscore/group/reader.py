@@ -67,21 +67,16 @@ class Cursor:
     """Where a partition is being read, and the claim to what was read: is it still ours to write?
 
     A new cursor for a partition makes answers to the old one void, and what they led to.
-
-    Attributes:
-        epoch: Of the lease under which it is read.
-        lease: That one; None for those who only read.
-        is_current: False once it reads no more: the partition was lost, is given back, or is read again from elsewhere.
-        doubt: Sequence before which events may already have results by a previous owner.
-        seen: Sequence and hash of the entries that are remembered.
     """
 
     partition: int
     offset: int
-    epoch: int = 0
-    lease: Lease | None = None
-    doubt: int = 0
+    epoch: int = 0  # of the lease under which it is read
+    lease: Lease | None = None  # that one; None for those who only read
+    doubt: int = 0  # sequence before which events may already have results by a previous owner
+    # False once it reads no more: the partition was lost, is given back, or is read again from elsewhere.
     is_current: bool = True
+    # Sequence and hash of the entries that are remembered.
     seen: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     reading: bool = False
     parked: asyncio.Future[Page | None] | None = None
@@ -104,19 +99,13 @@ class _Before(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A page of one partition.
-
-    Attributes:
-        cursor: That read it.
-        lost: Events just before this page that were overwritten before they were read.
-        at: When it arrived, of the grid's clock.
-    """
+    """A page of one partition."""
 
     partition: int
     page: Page
-    cursor: Cursor
-    lost: int
-    at: float
+    cursor: Cursor  # that read it
+    lost: int  # events just before this page that were overwritten before they were read
+    at: float  # when it arrived, of the grid's clock
 
 
 class JournalReader:

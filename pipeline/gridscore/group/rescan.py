@@ -57,14 +57,10 @@ async def request(grid: Grid, group: str, partitions: Iterable[int], reason: str
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What the record of a request holds.
-
-    Attributes:
-        at: Since when, in milliseconds since 1970.
-    """
+    """What the record of a request holds."""
 
     reason: Word
-    at: Count
+    at: Count  # since when, in milliseconds since 1970
     record: Any = None  # a `Record`
 
 

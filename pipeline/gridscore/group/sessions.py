@@ -52,26 +52,17 @@ _TOGETHER, _TURNS = 4, 4
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """A session of this process.
+    """A session of this process."""
 
-    Attributes:
-        name: As leases have it.
-        partition: Of its record.
-        renewed_at: When the last acknowledged renewal began; minus infinity if it is over.
-        send_seconds: For how long after that its owner may send.
-        leases: How many depend on it.
-        retired: Whether it takes no more leases.
-    """
-
-    name: str
-    partition: int
+    name: str  # as leases have it
+    partition: int  # of its record
     writer: LeaseWriter
     record: LeaseRecord
     text: bytes
-    renewed_at: float
-    send_seconds: float
-    leases: int = 0
-    retired: bool = False
+    renewed_at: float  # when the last acknowledged renewal began; minus infinity if it is over
+    send_seconds: float  # for how long after that its owner may send
+    leases: int = 0  # how many depend on it
+    retired: bool = False  # whether it takes no more leases
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -82,24 +73,17 @@ class Session:
 
 @dataclass(slots=True, eq=False)
 class _Sight:
-    """Another process's session, as it was last seen.
-
-    Attributes:
-        since: When it was first seen like this.
-        looked: When it was last read.
-        asked: When it was last asked for.
-        closed: Its text if we closed it, and that was acknowledged.
-    """
+    """Another process's session, as it was last seen."""
 
     partition: int
     writer: LeaseWriter
     record: LeaseRecord = NOBODY
     text: bytes | None = None
-    since: float = float("inf")
-    looked: float = float("-inf")
-    asked: float = float("-inf")
+    since: float = float("inf")  # when it was first seen like this
+    looked: float = float("-inf")  # when it was last read
+    asked: float = float("-inf")  # when it was last asked for
     lease: float = 0.0
-    closed: bytes | None = None
+    closed: bytes | None = None  # its text if we closed it, and that was acknowledged
     closing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 

@@ -16,26 +16,16 @@ MOST_SHOWN = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What a group reads of a map: its whole journal, from some offset on.
+    """What a group reads of a map: its whole journal, from some offset on."""
 
-    Attributes:
-        group: Its name, in leases, rescans and members.
-        map: Whose journal is read.
-        start: Where a partition without an offset begins.
-        on_loss: What to do when entries were overwritten before they were read.
-        begin: Where the last restart begins: `oldest`, `latest` or an RFC 3339 time; empty if there was none.
-        restarts: Counts the restarts that set the offsets anew.
-        again: How to go on after a `halt`, for people.
-        epochs_by_time: Whether epochs begin with the seconds since 1970, not with 1: for sinks, which outlive the grid.
-    """
-
-    group: str
-    map: str
-    start: Literal["oldest", "latest"]
-    on_loss: Literal["rescan", "continue", "halt"]
-    begin: str = ""
-    restarts: int = 0
-    again: str = ""
+    group: str  # its name, in leases, rescans and members
+    map: str  # whose journal is read
+    start: Literal["oldest", "latest"]  # where a partition without an offset begins
+    on_loss: Literal["rescan", "continue", "halt"]  # what to do when entries were overwritten before they were read
+    begin: str = ""  # where the last restart begins: `oldest`, `latest` or an RFC 3339 time; empty if there was none
+    restarts: int = 0  # counts the restarts that set the offsets anew
+    again: str = ""  # how to go on after a `halt`, for people
+    # Whether epochs begin with the seconds since 1970, not with 1: for sinks, which outlive the grid.
     epochs_by_time: bool = False
 
     @property
@@ -51,30 +41,19 @@ class Subscription:
 
 @dataclass(slots=True)
 class GroupStats:
-    """Counters of one group in one process, since it began.
+    """Counters of one group in one process, since it began."""
 
-    Attributes:
-        events: Scored or delivered, and acknowledged.
-        dead: Sent to the dead letters.
-        lost: Events that were overwritten before this process read them.
-        regressions: Journals that this process saw begin again.
-        rescued: Events that a rescan found, and that were scored or delivered.
-        rescans: Rescans of held partitions that are still to be done.
-        rebalances: How often partitions came or went.
-        committed_at: When offsets were last committed, in milliseconds since 1970; 0 if never.
-    """
-
-    events: int = 0
-    dead: int = 0
-    lost: int = 0
-    regressions: int = 0
-    rescued: int = 0
-    rescans: int = 0
+    events: int = 0  # scored or delivered, and acknowledged
+    dead: int = 0  # sent to the dead letters
+    lost: int = 0  # events that were overwritten before this process read them
+    regressions: int = 0  # journals that this process saw begin again
+    rescued: int = 0  # events that a rescan found, and that were scored or delivered
+    rescans: int = 0  # rescans of held partitions that are still to be done
     partitions: int = 0
-    rebalances: int = 0
+    rebalances: int = 0  # how often partitions came or went
     taken: int = 0
     given: int = 0
-    committed_at: int = 0
+    committed_at: int = 0  # when offsets were last committed, in milliseconds since 1970; 0 if never
     _window: list[tuple[float, int]] = field(default_factory=list)
 
     def rate(self) -> float:

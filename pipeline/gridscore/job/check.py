@@ -27,39 +27,22 @@ RESULT_FIELDS = ("score", "decision", "version", "model", "revision", "sequence"
 
 @dataclass(slots=True)
 class Parts:
-    """The parts of a job, as far as each is right in itself.
+    """The parts of a job, as far as each is right in itself."""
 
-    Attributes:
-        fields: The schema.
-        lookups: By name.
-        features: By name.
-        include: Event fields to copy to results.
-        decisions: The list.
-        maps: Names of maps by the key that names them.
-        broken: Names of what is wrong in itself; it is not reported again.
-        margin: What each score begins with.
-        classes: Of the model, by name.
-        complete: Whether there are features; if not, which fields the schema will have is not known.
-        windows: By name.
-        order_by: The field with the time of an event; empty if there is none.
-        event_key: The field that is an event's key; empty if none is named.
-        logged: Features that results repeat, or `all`.
-    """
-
-    fields: Mapping[str, FieldType] = field(default_factory=dict)
-    lookups: Mapping[str, Lookup] = field(default_factory=dict)
-    features: Mapping[str, Feature] = field(default_factory=dict)
-    include: Sequence[Any] = ()
-    decisions: Sequence[Decision] = ()
-    maps: Mapping[str, str] = field(default_factory=dict)
-    broken: frozenset[str] = frozenset()
-    margin: Feature | None = None
-    complete: bool = True
-    classes: Sequence[str] = ()
-    windows: Mapping[str, Window] = field(default_factory=dict)
-    order_by: str = ""
-    event_key: str = ""
-    logged: Sequence[str] = ()
+    fields: Mapping[str, FieldType] = field(default_factory=dict)  # the schema
+    lookups: Mapping[str, Lookup] = field(default_factory=dict)  # by name
+    features: Mapping[str, Feature] = field(default_factory=dict)  # by name
+    include: Sequence[Any] = ()  # event fields to copy to results
+    decisions: Sequence[Decision] = ()  # the list
+    maps: Mapping[str, str] = field(default_factory=dict)  # names of maps by the key that names them
+    broken: frozenset[str] = frozenset()  # names of what is wrong in itself; it is not reported again
+    margin: Feature | None = None  # what each score begins with
+    complete: bool = True  # whether there are features; if not, which fields the schema will have is not known
+    classes: Sequence[str] = ()  # of the model, by name
+    windows: Mapping[str, Window] = field(default_factory=dict)  # by name
+    order_by: str = ""  # the field with the time of an event; empty if there is none
+    event_key: str = ""  # the field that is an event's key; empty if none is named
+    logged: Sequence[str] = ()  # features that results repeat, or `all`
 
 
 def check(parts: Parts) -> list[tuple[Path, str]]:

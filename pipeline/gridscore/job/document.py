@@ -37,17 +37,11 @@ class Problem:
 
 @dataclass(slots=True)
 class Document:
-    """What a YAML file says.
+    """What a YAML file says."""
 
-    Attributes:
-        data: Plain Python values.
-        lines: Line of each value by its path; of the key, if it has one.
-        problems: What was wrong with the YAML itself.
-    """
-
-    data: Any = None
-    lines: dict[Path, int] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    data: Any = None  # plain Python values
+    lines: dict[Path, int] = field(default_factory=dict)  # line of each value by its path; of the key, if it has one
+    problems: list[Problem] = field(default_factory=list)  # what was wrong with the YAML itself
 
     def line_of(self, path: Path) -> int:
         """Line of the value at a path, or of the nearest one around it."""

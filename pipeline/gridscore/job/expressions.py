@@ -81,27 +81,18 @@ _NULL = Node("null")
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The names that an expression can use.
+    """The names that an expression can use."""
 
-    Attributes:
-        fields: Of the event.
-        lookups: Fields of each lookup.
-        features: Features defined earlier.
-        coded: Those of them that are made of a category's code, or of another number that training learns.
-        broken: Names of fields, lookups and features that exist, but whose definition is wrong.
-        later: Features defined later, for a better message.
-        classes: Of the model, where its `score` and `label` can be used; None where they cannot.
-        windows: Over the events of an entity; None where they cannot be used.
-    """
-
-    fields: Mapping[str, FieldType]
-    lookups: Mapping[str, Mapping[str, FieldType]]
-    features: Collection[str] = ()
+    fields: Mapping[str, FieldType]  # of the event
+    lookups: Mapping[str, Mapping[str, FieldType]]  # fields of each lookup
+    features: Collection[str] = ()  # features defined earlier
+    # Those of them that are made of a category's code, or of another number that training learns.
     coded: Collection[str] = ()
-    broken: Collection[str] = ()
-    later: Collection[str] = ()
+    broken: Collection[str] = ()  # names of fields, lookups and features that exist, but whose definition is wrong
+    later: Collection[str] = ()  # features defined later, for a better message
+    # Of the model, where its `score` and `label` can be used; None where they cannot.
     classes: tuple[str, ...] | None = None
-    windows: Collection[str] | None = None
+    windows: Collection[str] | None = None  # over the events of an entity; None where they cannot be used
 
     def field_at(self, path: Sequence[str]) -> str | None:
         """The field that is written so: by its name, or by its place in nested objects if that made its name."""

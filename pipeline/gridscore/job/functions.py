@@ -11,22 +11,14 @@ N, S, T, B = Type.NUMBER, Type.STRING, Type.TIMESTAMP, Type.BOOL
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """Signature of a function.
+    """Signature of a function."""
 
-    Attributes:
-        takes: Types of its arguments; the last may be repeated up to `most`.
-        gives: Type of its value.
-        example: A call, for messages and the documentation.
-        least: Arguments that it needs, if not all of `takes`.
-        most: Arguments that it can take, if more than `takes`.
-        constant: Positions of arguments that must be written out, because they cannot differ from row to row.
-    """
-
-    takes: tuple[Type, ...]
-    gives: Type
-    example: str
-    least: int = -1
-    most: int = -1
+    takes: tuple[Type, ...]  # types of its arguments; the last may be repeated up to `most`
+    gives: Type  # type of its value
+    example: str  # a call, for messages and the documentation
+    least: int = -1  # arguments that it needs, if not all of `takes`
+    most: int = -1  # arguments that it can take, if more than `takes`
+    # Positions of arguments that must be written out, because they cannot differ from row to row.
     constant: frozenset[int] = frozenset()
 
     @property

@@ -67,32 +67,20 @@ WANTED = frozenset((JobState.WAITING, JobState.STARTING, JobState.RUNNING))
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """What the grid knows of a job.
+    """What the grid knows of a job."""
 
-    Attributes:
-        job: The job file.
-        state: Where it is in its life.
-        revision: Counts submissions, updates and restarts of this name; workers start anew when it changes.
-        restarts: Counts the restarts of this submission that set the offsets anew.
-        begin: Where the last of them begins: `oldest`, `latest` or an RFC 3339 time; empty if there was none.
-        error: Why it FAILED, empty otherwise.
-        submitted_at: When it was submitted first, RFC 3339.
-        updated_at: When state or revision changed last, RFC 3339.
-        release: The version of the model that this revision goes live with; None if it follows its model's alias.
-        previous: What an update has replaced.
-        begun: The revision of each window that an update has brought; see `Parts`.
-    """
-
-    job: Job
-    state: JobState
-    revision: int
-    error: str
-    submitted_at: str
-    updated_at: str
-    restarts: int = 0
-    begin: str = ""
+    job: Job  # the job file
+    state: JobState  # where it is in its life
+    revision: int  # counts submissions, updates and restarts of this name; workers start anew when it changes
+    error: str  # why it FAILED, empty otherwise
+    submitted_at: str  # when it was submitted first, RFC 3339
+    updated_at: str  # when state or revision changed last, RFC 3339
+    restarts: int = 0  # counts the restarts of this submission that set the offsets anew
+    begin: str = ""  # where the last of them begins: `oldest`, `latest` or an RFC 3339 time; empty if there was none
+    # The version of the model that this revision goes live with; None if it follows its model's alias.
     release: Release | None = None
-    previous: Previous | None = None
+    previous: Previous | None = None  # what an update has replaced
+    # The revision of each window that an update has brought; see `Parts`.
     begun: Mapping[str, int] = field(default_factory=dict)
 
     @property

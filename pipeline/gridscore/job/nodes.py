@@ -16,25 +16,16 @@ _COSTS = {"regex": 100}
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One operation of an expression.
+    """One operation of an expression."""
 
-    Attributes:
-        op: What it does: `field`, `lookup`, `feature`, `constant`, or the name of an operation in `features`.
-        args: What it does it to.
-        type: Type of its value.
-        value: What identifies a field, lookup field, feature or category; the value of a constant or constant argument.
-        nullable: Whether a BOOL can be missing; values of other types always can.
-        size: What the tree below and itself count as operations.
-        depth: Levels of that tree.
-    """
-
-    op: str
-    args: tuple[Node, ...] = ()
-    type: Type = Type.UNKNOWN
+    op: str  # what it does: `field`, `lookup`, `feature`, `constant`, or the name of an operation in `features`
+    args: tuple[Node, ...] = ()  # what it does it to
+    type: Type = Type.UNKNOWN  # type of its value
+    # What identifies a field, lookup field, feature or category; the value of a constant or constant argument.
     value: Hashable = None
-    nullable: bool = False
-    size: int = field(init=False, compare=False, repr=False)
-    depth: int = field(init=False, compare=False, repr=False)
+    nullable: bool = False  # whether a BOOL can be missing; values of other types always can
+    size: int = field(init=False, compare=False, repr=False)  # what the tree below and itself count as operations
+    depth: int = field(init=False, compare=False, repr=False)  # levels of that tree
     _hash: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -20,24 +20,15 @@ Version = Annotated[int, Meta(ge=1, le=2**31)]
 
 
 class Release(msgspec.Struct, frozen=True):
-    """What a revision goes live with.
+    """What a revision goes live with."""
 
-    Attributes:
-        version: Of the model.
-        after: The alias's last move before the release; once it has moved on, the alias alone says which version.
-    """
-
-    version: Version
+    version: Version  # of the model
+    # The alias's last move before the release; once it has moved on, the alias alone says which version.
     after: Annotated[str, Meta(max_length=1_000)] = ""
 
 
 class Previous(msgspec.Struct, frozen=True):
-    """What a revision has replaced.
+    """What a revision has replaced."""
 
-    Attributes:
-        spec: The job.
-        version: Of the model that scored for it; None if the model was not exchanged with it.
-    """
-
-    spec: dict[str, Any]
-    version: Version | None = None
+    spec: dict[str, Any]  # the job
+    version: Version | None = None  # of the model that scored for it; None if the model was not exchanged with it

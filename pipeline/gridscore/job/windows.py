@@ -35,19 +35,12 @@ _NO_LAST = frozenset({"last", "lag", "seconds_since_last", "decayed"})
 
 @dataclass(frozen=True, slots=True)
 class WindowCall:
-    """What a call asks, without its expressions.
+    """What a call asks, without its expressions."""
 
-    Attributes:
-        window: Name of the window.
-        function: Which.
-        seconds: How far back it looks, or the half-life of `decayed`; 0: over the last events.
-        last: How many events back it looks; 0: a time.
-    """
-
-    window: str
-    function: str
-    seconds: float = 0.0
-    last: int = 0
+    window: str  # name of the window
+    function: str  # which
+    seconds: float = 0.0  # how far back it looks, or the half-life of `decayed`; 0: over the last events
+    last: int = 0  # how many events back it looks; 0: a time
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,16 +38,11 @@ class _Known(msgspec.Struct, frozen=True):
 
 
 class Bundle(NamedTuple):
-    """What a file holds.
-
-    Attributes:
-        name: Of the model, where it was exported.
-        options: What `Registry.add` takes with it.
-    """
+    """What a file holds."""
 
     payload: bytes
-    name: str
-    options: dict[str, Any]
+    name: str  # of the model, where it was exported
+    options: dict[str, Any]  # what `Registry.add` takes with it
 
 
 def pack(version: ModelVersion, payload: bytes, about: About) -> bytes:

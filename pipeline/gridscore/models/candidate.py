@@ -44,17 +44,12 @@ _MAX_RECORD = MAX_RECORD - 1_000  # a signature comes on top
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model that may be pushed.
-
-    Attributes:
-        version: What will be known of it; its number is not given yet.
-        content: SHA-256 over bytes and categories: two pushes of one content are one version.
-    """
+    """A model that may be pushed."""
 
     payload: bytes
-    version: ModelVersion
+    version: ModelVersion  # what will be known of it; its number is not given yet
     model: LoadedModel
-    content: str
+    content: str  # SHA-256 over bytes and categories: two pushes of one content are one version
 
     @classmethod
     def check(

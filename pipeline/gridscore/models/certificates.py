@@ -25,30 +25,22 @@ MOST = 20
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True):
-    """What a comparison has shown.
-
-    Attributes:
-        at: When it was compared, RFC 3339 in UTC.
-        served: What was compared: `live`, the results of workers; or `here`, before the version has any, what the
-            worker's code gives in the process that compared.
-        equal: Events whose results have the same bits.
-        different: Events whose results have others.
-        unclear: Events whose results have others, and whose lookups may have changed since.
-        features: Of each feature that results carry: on how many events it was equal, and was compared.
-        difference: The first difference, in a sentence; empty if there is none.
-    """
+    """What a comparison has shown."""
 
     model: Text
     version: Positive
     job: Text
     revision: Count
-    at: Text
+    at: Text  # when it was compared, RFC 3339 in UTC
+    # What was compared: `live`, the results of workers; or `here`, before the version has any, what the worker's code
+    # gives in the process that compared.
     served: Literal["live", "here"]
-    equal: Count = 0
-    different: Count = 0
-    unclear: Count = 0
+    equal: Count = 0  # events whose results have the same bits
+    different: Count = 0  # events whose results have others
+    unclear: Count = 0  # events whose results have others, and whose lookups may have changed since
+    # Of each feature that results carry: on how many events it was equal, and was compared.
     features: dict[str, tuple[Count, Count]] = {}
-    difference: Text = ""
+    difference: Text = ""  # the first difference, in a sentence; empty if there is none
 
     @property
     def key(self) -> str:

@@ -37,41 +37,27 @@ class Fact(msgspec.Struct, frozen=True):
 
 
 class Scores(msgspec.Struct, frozen=True):
-    """How the scores of two versions differ on the same rows.
-
-    Attributes:
-        of: Where they are from.
-        equal: How many have the same bits.
-        mean_difference: Mean of the absolute differences.
-        largest_difference: The largest of them.
-        psi: Population stability index, of several outputs the largest.
-        metrics: By name the values of both, if the rows have labels.
-    """
+    """How the scores of two versions differ on the same rows."""
 
     rows: int
-    of: str
-    equal: int
+    of: str  # where they are from
+    equal: int  # how many have the same bits
     mean_before: float
     mean_after: float
-    mean_difference: float
-    largest_difference: float
-    psi: float
-    metrics: dict[str, tuple[float, float]] = {}
+    mean_difference: float  # mean of the absolute differences
+    largest_difference: float  # the largest of them
+    psi: float  # population stability index, of several outputs the largest
+    metrics: dict[str, tuple[float, float]] = {}  # by name the values of both, if the rows have labels
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """Two versions of a model.
-
-    Attributes:
-        facts: What is known of both; those that are the same, too.
-        scores: None if there were no rows to score.
-    """
+    """Two versions of a model."""
 
     name: str
     before: int
     after: int
-    facts: tuple[Fact, ...]
-    scores: Scores | None = None
+    facts: tuple[Fact, ...]  # what is known of both; those that are the same, too
+    scores: Scores | None = None  # None if there were no rows to score
 
     def to_json(self) -> dict[str, Any]:
         """For scripts."""

@@ -46,36 +46,25 @@ NAMES_HINT = (
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A model file's own account.
+    """A model file's own account."""
 
-    Attributes:
-        features: Names in the order of the columns; empty if it has none.
-        feature_types: As XGBoost names them (`float`, `int`, `i`, `q`, `c`); empty if it has none.
-        feature_count: Number of columns that it was trained on.
-        booster: `gblinear`, `gbtree`, or `dart` if its trees have weights, whatever the file calls it.
-        objective: As XGBoost names it.
-        best_iteration: Where early stopping found the best round, if it was used.
-        attributes: Texts that its maker attached.
-        categories: Category texts by feature, where training on a DataFrame recorded them in ASCII.
-        unreadable: Columns whose categories were recorded beyond ASCII, and so are lost.
-        highest_category: Highest category code that a split asks for, by column.
-    """
-
-    features: tuple[str, ...]
-    feature_types: tuple[str, ...]
-    feature_count: int
-    booster: str
-    objective: str
+    features: tuple[str, ...]  # names in the order of the columns; empty if it has none
+    feature_types: tuple[str, ...]  # as XGBoost names them (`float`, `int`, `i`, `q`, `c`); empty if it has none
+    feature_count: int  # number of columns that it was trained on
+    booster: str  # `gblinear`, `gbtree`, or `dart` if its trees have weights, whatever the file calls it
+    objective: str  # as XGBoost names it
     outputs: int
     classes: int
     trees: int
     rounds: int
-    best_iteration: int | None
+    best_iteration: int | None  # where early stopping found the best round, if it was used
     xgboost_version: str
-    attributes: dict[str, str]
+    attributes: dict[str, str]  # texts that its maker attached
+    # Category texts by feature, where training on a DataFrame recorded them in ASCII.
     categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    # Highest category code that a split asks for, by column.
     highest_category: dict[int, int] = field(default_factory=dict)
-    unreadable: tuple[int, ...] = ()
+    unreadable: tuple[int, ...] = ()  # columns whose categories were recorded beyond ASCII, and so are lost
 
 
 def describe(payload: bytes, source: str = "The model") -> Description:

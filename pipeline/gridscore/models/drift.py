@@ -46,19 +46,13 @@ Counts = Annotated[tuple[Annotated[tuple[Count, ...], Meta(max_length=64)], ...]
 
 
 class Tally(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Events of a time.
+    """Events of a time."""
 
-    Attributes:
-        since: Begin, in milliseconds since 1970.
-        until: End; of an open window, when the last events were added.
-        rows: How many events they stand for: of many, some are looked at.
-        counts: For each column of the baseline: the events in each bin, those without a value, and those of them with a
-            category that the model does not know.
-    """
-
-    since: Moment
-    until: Moment
-    rows: Count = 0
+    since: Moment  # begin, in milliseconds since 1970
+    until: Moment  # end; of an open window, when the last events were added
+    rows: Count = 0  # how many events they stand for: of many, some are looked at
+    # For each column of the baseline: the events in each bin, those without a value, and those of them with a category
+    # that the model does not know.
     counts: Counts = ()
 
     def plus(self, rows: int, counts: Counts, now: int) -> Tally:
@@ -71,19 +65,13 @@ class Tally(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Figures(NamedTuple):
-    """How far a column has moved; None where that cannot be said, as of a category's order or of training without any.
-
-    Attributes:
-        missing: Share without a value.
-        missing_before: The same in training.
-        unseen: Share with a category that the model does not know; these have no value, either.
-    """
+    """How far a column has moved; None if it cannot be said, as of a category's order or of training without any."""
 
     psi: float | None
     ks: float | None
-    missing: float
-    missing_before: float
-    unseen: float
+    missing: float  # share without a value
+    missing_before: float  # the same in training
+    unseen: float  # share with a category that the model does not know; these have no value, either
 
     def excess(self, measure: str) -> float | None:
         """What is compared with the threshold of a measure."""
@@ -92,28 +80,17 @@ class Figures(NamedTuple):
 
 
 class Alert(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A column that has moved too far.
+    """A column that has moved too far."""
 
-    Attributes:
-        version: As in `late v3`.
-        feature: Its name; `<score>` is what the model gives.
-        value: By the last window; of `missing`, how much more than in training.
-        threshold: Above which it begins.
-        since: End of the window that began it, in milliseconds since 1970.
-        until: End of the window that ended it; 0 while it lasts.
-        why: It has ended, if not by its value.
-        told: Whether its begin, or its end if it has ended, is in the map of alerts.
-    """
-
-    version: Version
-    feature: Word
+    version: Version  # as in `late v3`
+    feature: Word  # its name; `<score>` is what the model gives
     measure: Annotated[str, Meta(pattern="^(psi|ks|missing|unseen)$")]
-    value: float
-    threshold: Annotated[float, Meta(gt=0)]
-    since: Moment
-    until: Moment = 0
-    why: Word = ""
-    told: bool = False
+    value: float  # by the last window; of `missing`, how much more than in training
+    threshold: Annotated[float, Meta(gt=0)]  # above which it begins
+    since: Moment  # end of the window that began it, in milliseconds since 1970
+    until: Moment = 0  # end of the window that ended it; 0 while it lasts
+    why: Word = ""  # it has ended, if not by its value
+    told: bool = False  # whether its begin, or its end if it has ended, is in the map of alerts
 
     @property
     def key(self) -> str:
@@ -130,16 +107,12 @@ class Watched(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class DriftRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is known of a job.
+    """What is known of a job."""
 
-    Attributes:
-        versions: By name and number, as `late v3`.
-        alerts: By their keys; one that has ended stays until that is told.
-        added: By worker, when it counted what it has added last: it may not know that it has, and try again.
-    """
-
-    versions: Annotated[dict[Version, Watched], Meta(max_length=_MOST_VERSIONS)]
+    versions: Annotated[dict[Version, Watched], Meta(max_length=_MOST_VERSIONS)]  # by name and number, as `late v3`
+    # By their keys; one that has ended stays until that is told.
     alerts: Annotated[dict[Annotated[str, Meta(max_length=3_000)], Alert], Meta(max_length=MOST_ALERTS)] = {}
+    # By worker, when it counted what it has added last: it may not know that it has, and try again.
     added: Annotated[dict[Word, Moment], Meta(max_length=_MOST_WORKERS)] = {}
 
     @property

@@ -55,56 +55,38 @@ Reason = Annotated[str, Meta(max_length=500)]
 
 
 class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What ends an experiment by itself; None: nothing.
+    """What ends an experiment by itself; None: nothing."""
 
-    Attributes:
-        errors: Part of the challenger's events without a score, beyond the champion's part.
-        us_per_row: CPU microseconds that it takes to predict a row.
-        psi: Population stability index of its scores against the champion's.
-        least: Events of the challenger, and of the champion, before it is judged; also for each step.
-    """
-
+    # Part of the challenger's events without a score, beyond the champion's part.
     errors: Annotated[float, Meta(ge=0, le=1)] | None = None
-    us_per_row: Annotated[float, Meta(gt=0, le=1e9)] | None = None
+    us_per_row: Annotated[float, Meta(gt=0, le=1e9)] | None = None  # CPU microseconds that it takes to predict a row
+    # Population stability index of its scores against the champion's.
     psi: Annotated[float, Meta(gt=0, le=1e3)] | None = None
+    # Events of the challenger, and of the champion, before it is judged; also for each step.
     least: Annotated[int, Meta(ge=1, le=10**9)] = 500
 
 
 class Experiment(msgspec.Struct, frozen=True, kw_only=True):
-    """The record of an experiment.
+    """The record of an experiment."""
 
-    Attributes:
-        id: What tells it from all others; it decides who is whose.
-        submitted_at: When that was submitted: an experiment does not outlive its job.
-        version: The challenger.
-        kind: `canary` (in steps), `split` (for good), or `shadow` (the champion answers, the challenger scores beside).
-        key: Expression over event fields that tells entities apart; empty: the event's key.
-        steps: Percent of the entities, ascending; none of a shadow.
-        every: Seconds that a step lasts; 0: until somebody ends it.
-        step: Which it is at.
-        since: When that began, RFC 3339 in UTC.
-        seen: Events that the challenger had scored by then.
-        state: `ended` by its limits, or while it is cleared away.
-        why: It ended.
-        by: Who began it, as that process says.
-    """
-
-    id: Annotated[str, Meta(min_length=1, max_length=40)]
+    id: Annotated[str, Meta(min_length=1, max_length=40)]  # what tells it from all others; it decides who is whose
     job: Text
-    submitted_at: Text
+    submitted_at: Text  # when that was submitted: an experiment does not outlive its job
     model: Annotated[str, Meta(max_length=100)]
-    version: Positive
+    version: Positive  # the challenger
+    # `canary` (in steps), `split` (for good), or `shadow` (the champion answers, the challenger scores beside).
     kind: Literal["canary", "split", "shadow"]
-    key: Text = ""
+    key: Text = ""  # expression over event fields that tells entities apart; empty: the event's key
+    # Percent of the entities, ascending; none of a shadow.
     steps: Annotated[tuple[Share, ...], Meta(max_length=20)] = ()
-    every: Annotated[float, Meta(ge=0, le=1e8)] = 0.0
-    step: Annotated[int, Meta(ge=0)] = 0
-    since: Text
-    seen: Count = 0
+    every: Annotated[float, Meta(ge=0, le=1e8)] = 0.0  # seconds that a step lasts; 0: until somebody ends it
+    step: Annotated[int, Meta(ge=0)] = 0  # which it is at
+    since: Text  # when that began, RFC 3339 in UTC
+    seen: Count = 0  # events that the challenger had scored by then
     limits: Limits = Limits()
-    state: Literal["running", "ended"] = "running"
-    why: Reason = ""
-    by: Annotated[str, Meta(max_length=200)]
+    state: Literal["running", "ended"] = "running"  # `ended` by its limits, or while it is cleared away
+    why: Reason = ""  # it ended
+    by: Annotated[str, Meta(max_length=200)]  # who began it, as that process says
 
     def __post_init__(self) -> None:
         if (self.kind == "shadow") is bool(self.steps):
@@ -157,20 +139,15 @@ _NONE = (0,) * GROUPS
 
 
 class Counted(msgspec.Struct, frozen=True, kw_only=True):
-    """What was counted of a variant.
+    """What was counted of a variant."""
 
-    Attributes:
-        errors: Events that it gave no score.
-        ns: CPU nanoseconds of its predictions.
-        groups: Events that it scored, by group of entities; sums of their scores, and who was chosen, likewise.
-        bins: How many scores lay where, see `Tally`.
-    """
-
-    errors: Count = 0
-    ns: Count = 0
+    errors: Count = 0  # events that it gave no score
+    ns: Count = 0  # CPU nanoseconds of its predictions
+    # Events that it scored, by group of entities; sums of their scores, and who was chosen, likewise.
     groups: Counts64 = _NONE
     sums: Annotated[tuple[Sum, ...], Meta(min_length=GROUPS, max_length=GROUPS)] = (0.0,) * GROUPS
     chosen: Annotated[dict[Annotated[str, Meta(max_length=200)], Counts64], Meta(max_length=1_000)] = {}
+    # How many scores lay where, see `Tally`.
     bins: Annotated[dict[Annotated[int, Meta(ge=0, lt=_BINS)], Count], Meta(max_length=_BINS)] = {}
 
     @property
@@ -200,22 +177,15 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker, or all of them, counted of an experiment.
-
-    Attributes:
-        nobodys: Events without an entity, which the champion scores.
-        behind: Events of the challenger that the champion scored, because a worker has not loaded it.
-        unseen: Events that a shadow has not scored, because its results are not acknowledged fast enough.
-        error: Why a worker does not use the challenger; empty if it does.
-    """
+    """What a worker, or all of them, counted of an experiment."""
 
     id: Annotated[str, Meta(max_length=40)]
     champion: Counted = Counted()
     challenger: Counted = Counted()
-    nobodys: Count = 0
-    behind: Count = 0
-    unseen: Count = 0
-    error: Annotated[str, Meta(max_length=1_000)] = ""
+    nobodys: Count = 0  # events without an entity, which the champion scores
+    behind: Count = 0  # events of the challenger that the champion scored, because a worker has not loaded it
+    unseen: Count = 0  # events that a shadow has not scored, because its results are not acknowledged fast enough
+    error: Annotated[str, Meta(max_length=1_000)] = ""  # why a worker does not use the challenger; empty if it does
 
     def plus(self, other: Counts, sign: int = 1) -> Counts:
         """What was counted by both; or, with -1, since the other."""
@@ -345,21 +315,14 @@ def shift_of(counts: Counts, least: int = 1) -> float | None:
 
 
 class Compared(NamedTuple):
-    """A figure of both variants, and whether they differ by more than chance.
+    """A figure of both variants, and whether they differ by more than chance."""
 
-    Attributes:
-        what: `score` for its mean, or the decision or class of which this is the share.
-        less: The difference, challenger minus champion, at least, with a confidence of 95 %.
-        most: And at most.
-        p: How likely so large a difference is if there is none.
-    """
-
-    what: str
+    what: str  # `score` for its mean, or the decision or class of which this is the share
     champion: float
     challenger: float
-    less: float
-    most: float
-    p: float
+    less: float  # the difference, challenger minus champion, at least, with a confidence of 95 %
+    most: float  # and at most
+    p: float  # how likely so large a difference is if there is none
 
 
 def compared(counts: Counts, *, paired: bool) -> list[Compared]:

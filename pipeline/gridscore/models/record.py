@@ -59,29 +59,19 @@ class Move(msgspec.Struct, frozen=True):
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What somebody has done with a model.
+    """What somebody has done with a model."""
 
-    Attributes:
-        at: When, RFC 3339 in UTC, by the clock of whoever did it.
-        by: Who, as the process that did it says of itself.
-        action: `push`, `promote`, `rollback`, `release`, `override`, `describe`, `remove alias`, `delete`, `sample`;
-            `experiment` with `start`, `step`, `end`, `stop` or `promote`.
-        version: 0 if it was about none, or about all.
-        alias: That was moved or removed.
-        before: Where the alias pointed; 0 if nowhere.
-        override: Why they went on although gates had failed.
-        failed: What these gates said.
-    """
-
-    at: Text
-    by: Annotated[str, Meta(max_length=200)]
+    at: Text  # when, RFC 3339 in UTC, by the clock of whoever did it
+    by: Annotated[str, Meta(max_length=200)]  # who, as the process that did it says of itself
+    # `push`, `promote`, `rollback`, `release`, `override`, `describe`, `remove alias`, `delete`, `sample`; `experiment`
+    # with `start`, `step`, `end`, `stop` or `promote`.
     action: Annotated[str, Meta(max_length=20)]
-    version: Annotated[int, Meta(ge=0, le=2**31)] = 0
-    alias: Annotated[str, Meta(max_length=100)] = ""
-    before: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    version: Annotated[int, Meta(ge=0, le=2**31)] = 0  # 0 if it was about none, or about all
+    alias: Annotated[str, Meta(max_length=100)] = ""  # that was moved or removed
+    before: Annotated[int, Meta(ge=0, le=2**31)] = 0  # where the alias pointed; 0 if nowhere
     why: Annotated[str, Meta(max_length=500)] = ""
-    override: Annotated[str, Meta(max_length=500)] = ""
-    failed: Annotated[str, Meta(max_length=1000)] = ""
+    override: Annotated[str, Meta(max_length=500)] = ""  # why they went on although gates had failed
+    failed: Annotated[str, Meta(max_length=1000)] = ""  # what these gates said
 
 
 class About(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -95,14 +85,10 @@ class About(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class StoredSample(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a labelled sample is: see `sample.Sample`.
-
-    Attributes:
-        upload: Under which its bytes are.
-    """
+    """Where a labelled sample is: see `sample.Sample`."""
 
     name: Annotated[str, Meta(max_length=100)]
-    upload: Text
+    upload: Text  # under which its bytes are
     sha256: Sha256
     size: Annotated[int, Meta(ge=1, le=MAX_SAMPLE)]
     rows: Positive
@@ -119,28 +105,20 @@ class StoredSample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The value of a record.
+    """The value of a record."""
 
-    Attributes:
-        revision: Counts changes: no two values of a record are the same, as compare-and-set needs.
-        last: Highest version ever given; numbers are never given twice.
-        aliases: The version that each points at.
-        history: The moves of each alias, oldest first.
-        uploads: Uploads under way, and when each was last renewed, in seconds since 1970.
-        about: Tags and descriptions by version; those of the model itself under 0.
-        log: What was done, oldest first.
-        sample: The labelled sample that its gates judge versions by.
-    """
-
+    # Counts changes: no two values of a record are the same, as compare-and-set needs.
     revision: Annotated[int, Meta(ge=0, lt=2**53)] = 0
-    last: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    last: Annotated[int, Meta(ge=0, le=2**31)] = 0  # highest version ever given; numbers are never given twice
     versions: Annotated[dict[int, Stored], Meta(max_length=MAX_VERSIONS)] = {}
-    aliases: Annotated[dict[str, int], Meta(max_length=MAX_ALIASES)] = {}
+    aliases: Annotated[dict[str, int], Meta(max_length=MAX_ALIASES)] = {}  # the version that each points at
+    # The moves of each alias, oldest first.
     history: Annotated[dict[str, tuple[Move, ...]], Meta(max_length=MAX_ALIASES)] = {}
-    uploads: dict[str, float] = {}
+    uploads: dict[str, float] = {}  # uploads under way, and when each was last renewed, in seconds since 1970
+    # Tags and descriptions by version; those of the model itself under 0.
     about: Annotated[dict[int, About], Meta(max_length=MAX_VERSIONS + 1)] = {}
-    log: Annotated[tuple[Entry, ...], Meta(max_length=MAX_LOG)] = ()
-    sample: StoredSample | None = None
+    log: Annotated[tuple[Entry, ...], Meta(max_length=MAX_LOG)] = ()  # what was done, oldest first
+    sample: StoredSample | None = None  # the labelled sample that its gates judge versions by
 
     def __post_init__(self) -> None:
         if self.versions and max(self.versions) > self.last:

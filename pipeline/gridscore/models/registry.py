@@ -61,36 +61,22 @@ class Added(NamedTuple):
 
 
 class Approval(NamedTuple):
-    """What the gates have said before an alias moves.
+    """What the gates have said before an alias moves."""
 
-    Attributes:
-        after: The alias's last move when they were asked: what they said holds as long as it has not moved.
-        override: Why the version goes live although some have failed; empty if none has.
-        failed: What these said.
-    """
-
-    after: str
-    override: str = ""
-    failed: str = ""
+    after: str  # the alias's last move when they were asked: what they said holds as long as it has not moved
+    override: str = ""  # why the version goes live although some have failed; empty if none has
+    failed: str = ""  # what these said
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A model with all its versions.
-
-    Attributes:
-        aliases: The version that each alias points at.
-        versions: The latest first.
-        history: The moves of each alias, oldest first.
-        about: Tags and descriptions by version; those of the model itself under 0.
-        sample: The labelled sample that gates judge its versions by.
-    """
+    """A model with all its versions."""
 
     name: str
-    aliases: dict[str, int]
-    versions: tuple[ModelVersion, ...]
-    history: dict[str, tuple[Move, ...]]
-    about: dict[int, About] = {}
-    sample: StoredSample | None = None
+    aliases: dict[str, int]  # the version that each alias points at
+    versions: tuple[ModelVersion, ...]  # the latest first
+    history: dict[str, tuple[Move, ...]]  # the moves of each alias, oldest first
+    about: dict[int, About] = {}  # tags and descriptions by version; those of the model itself under 0
+    sample: StoredSample | None = None  # the labelled sample that gates judge its versions by
 
     def aliases_of(self, version: int) -> list[str]:
         """The aliases that point at a version."""

@@ -54,21 +54,14 @@ class _Packed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Rows of features, perhaps with labels.
-
-    Attributes:
-        values: Shape (n, features), float32.
-        categories: Texts in the order of their codes, by feature.
-        labels: float64 of shape (n,); None if there are none.
-        margins: float32 of shape (n,); None if there are none.
-        encodings: Fingerprints of those that the values were made with, by feature.
-    """
+    """Rows of features, perhaps with labels."""
 
     features: tuple[str, ...]
-    values: NDArray[np.float32]
-    categories: Mapping[str, Sequence[str]]
-    labels: NDArray[np.float64] | None = None
-    margins: NDArray[np.float32] | None = None
+    values: NDArray[np.float32]  # shape (n, features), float32
+    categories: Mapping[str, Sequence[str]]  # texts in the order of their codes, by feature
+    labels: NDArray[np.float64] | None = None  # float64 of shape (n,); None if there are none
+    margins: NDArray[np.float32] | None = None  # float32 of shape (n,); None if there are none
+    # Fingerprints of those that the values were made with, by feature.
     encodings: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -40,49 +40,35 @@ Positive = Annotated[int, Meta(ge=1, le=2**31)]
 
 
 class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of a model. It never changes.
-
-    Attributes:
-        version: 1, 2, 3, …
-        sha256: Of the whole file, in hexadecimal digits.
-        chunks: Entries of the grid that hold it.
-        features: Names in the order of the columns.
-        feature_types: As XGBoost names them (`float`, `int`, `i`, `q`, `c`); empty if it was trained without.
-        categories: Texts in the order of their codes, by feature.
-        definitions: How training made the features; None if nobody attached it.
-        objective: As XGBoost names it.
-        outputs: Scores that it gives a row; None in what was pushed before this was noted and cannot be read.
-        classes: Classes that it tells apart, 0 if it names none; None in what was pushed before this was noted.
-        trees: Number of trees; 0 of a linear model.
-        best_iteration: Where early stopping found the best round; scoring uses all rounds nevertheless.
-        metrics: What its maker said of its quality.
-        training: What it learnt from and how, as far as the model or its maker told.
-        source: Where it was taken from, `mlflow` for instance; empty if from a file or a program.
-        created_at: When it was pushed, RFC 3339 in UTC.
-        signature: Of `signing.statement`, base64; empty if nobody has signed it.
-    """
+    """One version of a model. It never changes."""
 
     name: Annotated[str, Meta(max_length=100)]
-    version: Positive
-    sha256: Sha256
+    version: Positive  # 1, 2, 3, …
+    sha256: Sha256  # of the whole file, in hexadecimal digits
     size: Annotated[int, Meta(ge=1, le=MAX_SIZE)]
-    chunks: Positive
+    chunks: Positive  # entries of the grid that hold it
+    # Names in the order of the columns.
     features: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=MAX_FEATURES)]
+    # As XGBoost names them (`float`, `int`, `i`, `q`, `c`); empty if it was trained without.
     feature_types: Annotated[tuple[Text, ...], Meta(max_length=MAX_FEATURES)] = ()
+    # Texts in the order of their codes, by feature.
     categories: dict[str, Annotated[tuple[Text, ...], Meta(max_length=MAX_CATEGORIES)]] = {}
-    definitions: Definitions | None = None
-    objective: Text
+    definitions: Definitions | None = None  # how training made the features; None if nobody attached it
+    objective: Text  # as XGBoost names it
+    # Scores that it gives a row; None in what was pushed before this was noted and cannot be read.
     outputs: Positive | None = None
+    # Classes that it tells apart, 0 if it names none; None in what was pushed before this was noted.
     classes: Annotated[int, Meta(ge=0, le=2**31)] | None = None
-    trees: Annotated[int, Meta(ge=0, le=2**31)]
+    trees: Annotated[int, Meta(ge=0, le=2**31)]  # number of trees; 0 of a linear model
     rounds: Positive
+    # Where early stopping found the best round; scoring uses all rounds nevertheless.
     best_iteration: Annotated[int, Meta(ge=0)] | None = None
     xgboost_version: Text
-    metrics: dict[str, float] = {}
-    training: Training | None = None
-    source: Text = ""
-    created_at: Text
-    signature: Text = ""
+    metrics: dict[str, float] = {}  # what its maker said of its quality
+    training: Training | None = None  # what it learnt from and how, as far as the model or its maker told
+    source: Text = ""  # where it was taken from, `mlflow` for instance; empty if from a file or a program
+    created_at: Text  # when it was pushed, RFC 3339 in UTC
+    signature: Text = ""  # of `signing.statement`, base64; empty if nobody has signed it
 
     def __post_init__(self) -> None:
         if self.chunks != -(-self.size // CHUNK):

@@ -39,24 +39,16 @@ _Short = Annotated[str, Meta(max_length=200)]
 
 
 class Action(msgspec.Struct, frozen=True):
-    """What somebody has done.
-
-    Attributes:
-        at: When, RFC 3339 in UTC, by the clock of the server.
-        by: The ID of the key, or `token`.
-        target: The name of a job.
-        detail: Of the verb, such as the version.
-        outcome: `begun` until it has ended, then `done`, or why not.
-    """
+    """What somebody has done."""
 
     id: _Short
-    at: _Short
-    by: _Short
+    at: _Short  # when, RFC 3339 in UTC, by the clock of the server
+    by: _Short  # the ID of the key, or `token`
     verb: _Short
-    target: _Short
-    detail: _Short = ""
+    target: _Short  # the name of a job
+    detail: _Short = ""  # of the verb, such as the version
     why: Annotated[str, Meta(max_length=MAX_WHY)] = ""
-    outcome: _Short = BEGUN
+    outcome: _Short = BEGUN  # `begun` until it has ended, then `done`, or why not
 
 
 class Actions(msgspec.Struct, frozen=True):

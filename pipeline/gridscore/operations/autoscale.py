@@ -35,51 +35,35 @@ _COMMIT_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Policy:
-    """What is wanted.
-
-    Attributes:
-        drain_seconds: A backlog that takes longer to work off calls for more workers.
-        ring_seconds: Unread events that are overwritten sooner than this call for `most` workers at once.
-        latency_ms: 99th percentile from the arrival of an event at a worker to its result, above which there are too
-            few; None: only the backlog counts.
-        up_seconds: How long the next growth waits after a change.
-        down_seconds: How long there must have been no backlog, and no change, before a worker is stopped; and the load
-            of twice that time must be within the capacity of the rest.
-        spare: Part of the remaining workers' capacity that must stay free.
-        start_seconds: How long workers may take until they own partitions. No more are asked for until then, unless
-            events would be overwritten; those that take longer count as failed.
-    """
+    """What is wanted."""
 
     least: int = 1
     most: int = 8
-    drain_seconds: float = 10.0
-    ring_seconds: float = 60.0
+    drain_seconds: float = 10.0  # a backlog that takes longer to work off calls for more workers
+    ring_seconds: float = 60.0  # unread events that are overwritten sooner than this call for `most` workers at once
+    # 99th percentile from the arrival of an event at a worker to its result, above which there are too few; None: only
+    # the backlog counts.
     latency_ms: float | None = None
-    up_seconds: float = 15.0
+    up_seconds: float = 15.0  # how long the next growth waits after a change
+    # How long there must have been no backlog, and no change, before a worker is stopped; and the load of twice that
+    # time must be within the capacity of the rest.
     down_seconds: float = 120.0
-    spare: float = 0.3
+    spare: float = 0.3  # part of the remaining workers' capacity that must stay free
+    # How long workers may take until they own partitions. No more are asked for until then, unless events would be
+    # overwritten; those that take longer count as failed.
     start_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
 class Load:
-    """A job at one moment.
+    """A job at one moment."""
 
-    Attributes:
-        at: Seconds of a monotonic clock.
-        workers: Those that own partitions; others are still starting.
-        rate: Events scored in a second.
-        lag: Events that no committed offset covers.
-        full: Part of the fullest partition's ring that unread events fill, 0 to 1.
-        latency_ms: 99th percentile of the slowest worker; None if nothing was scored lately.
-    """
-
-    at: float
-    workers: int
-    rate: float
-    lag: int
-    full: float = 0.0
-    latency_ms: float | None = None
+    at: float  # seconds of a monotonic clock
+    workers: int  # those that own partitions; others are still starting
+    rate: float  # events scored in a second
+    lag: int  # events that no committed offset covers
+    full: float = 0.0  # part of the fullest partition's ring that unread events fill, 0 to 1
+    latency_ms: float | None = None  # 99th percentile of the slowest worker; None if nothing was scored lately
 
     @classmethod
     def of(cls, status: JobStatus, at: float) -> Load:
@@ -91,27 +75,18 @@ class Load:
 
 @dataclass(frozen=True)
 class Memory:
-    """What the policy remembers between two looks.
+    """What the policy remembers between two looks."""
 
-    Attributes:
-        target: How many workers there should be now.
-        changed_at: When that was decided; minus infinity if never.
-        each: The most events a second that one worker was seen to do.
-        calm_at: Since when there has been no backlog; None while there is one.
-        seen: The loads of the last seconds, with the present number of workers.
-        peaks: The end of each recent period, with the most events a second that arrived in it.
-        short: The first and the last look that found fewer workers than `target`; None once enough work for a while.
-        waits: Whether more workers are wanted, but some have been starting since before.
-    """
-
-    target: int
-    changed_at: float = float("-inf")
-    each: float = 0.0
-    calm_at: float | None = None
-    seen: tuple[Load, ...] = ()
+    target: int  # how many workers there should be now
+    changed_at: float = float("-inf")  # when that was decided; minus infinity if never
+    each: float = 0.0  # the most events a second that one worker was seen to do
+    calm_at: float | None = None  # since when there has been no backlog; None while there is one
+    seen: tuple[Load, ...] = ()  # the loads of the last seconds, with the present number of workers
+    # The end of each recent period, with the most events a second that arrived in it.
     peaks: tuple[tuple[float, float], ...] = ()
+    # The first and the last look that found fewer workers than `target`; None once enough work for a while.
     short: tuple[float, float] | None = None
-    waits: bool = False
+    waits: bool = False  # whether more workers are wanted, but some have been starting since before
 
     def late(self, policy: Policy, load: Load) -> str:
         """How many workers have not started in time; empty if all have, or still have time."""
@@ -122,17 +97,12 @@ class Memory:
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What was decided, and why.
-
-    Attributes:
-        why: One line for people.
-        at: In milliseconds since 1970; 0 if it was not kept.
-    """
+    """What was decided, and why."""
 
     workers: Count
     target: Count
-    why: Word
-    at: Count = 0
+    why: Word  # one line for people
+    at: Count = 0  # in milliseconds since 1970; 0 if it was not kept
 
 
 def decide(policy: Policy, memory: Memory, load: Load) -> tuple[Decision, Memory]:

@@ -80,26 +80,17 @@ _LATE_SECONDS = 60.0
 
 
 class BackupRecord(msgspec.Struct, frozen=True):
-    """What the grid knows of a backup of it, or of the one that it was restored from.
+    """What the grid knows of a backup of it, or of the one that it was restored from."""
 
-    Attributes:
-        to: Where the points are.
-        at: When the cluster was read last and all of it was on the disk, in milliseconds since 1970.
-        point: The last point.
-        positions_at: When the sources were where they go on from after a restore, as `at`; 0 if there is no point yet
-            from which they do.
-        every: Seconds from one look to the next; 0 if it was a single one.
-        held: Why the sources' positions are older than the rest.
-        error: Why the last look failed; empty if it did not.
-    """
-
-    to: Word
-    at: Count
-    point: Count
+    to: Word  # where the points are
+    at: Count  # when the cluster was read last and all of it was on the disk, in milliseconds since 1970
+    point: Count  # the last point
+    # When the sources were where they go on from after a restore, as `at`; 0 if there is no point yet from which they
+    # do.
     positions_at: Count = 0
-    every: Figure = 0.0
-    held: Word = ""
-    error: Word = ""
+    every: Figure = 0.0  # seconds from one look to the next; 0 if it was a single one
+    held: Word = ""  # why the sources' positions are older than the rest
+    error: Word = ""  # why the last look failed; empty if it did not
 
     @property
     def age(self) -> float:

@@ -37,30 +37,19 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Explanation:
-    """Why a result is what it is.
-
-    Attributes:
-        event: Its event; None if it is not there any more.
-        lookups: By name, the `key` that was asked for, and the fields of the `entry`; as they are now.
-        features: What was scored; None where the value is missing.
-        contributions: What each feature adds to the margin.
-        base: The margin without any of them.
-        margin: Their sum.
-        output: The class that is explained, of a model with several; None of others.
-        is_exact: Whether these features give the result's own score, to the bit.
-        notes: What is not known, or is otherwise now.
-    """
+    """Why a result is what it is."""
 
     result: dict[str, Any]
-    event: dict[str, Any] | None = None
+    event: dict[str, Any] | None = None  # its event; None if it is not there any more
+    # By name, the `key` that was asked for, and the fields of the `entry`; as they are now.
     lookups: dict[str, Any] = field(default_factory=dict)
-    features: dict[str, float | None] = field(default_factory=dict)
-    contributions: dict[str, float] = field(default_factory=dict)
-    base: float | None = None
-    margin: float | None = None
-    output: str | int | None = None
-    is_exact: bool = False
-    notes: list[str] = field(default_factory=list)
+    features: dict[str, float | None] = field(default_factory=dict)  # what was scored; None where the value is missing
+    contributions: dict[str, float] = field(default_factory=dict)  # what each feature adds to the margin
+    base: float | None = None  # the margin without any of them
+    margin: float | None = None  # their sum
+    output: str | int | None = None  # the class that is explained, of a model with several; None of others
+    is_exact: bool = False  # whether these features give the result's own score, to the bit
+    notes: list[str] = field(default_factory=list)  # what is not known, or is otherwise now
 
     def to_json(self) -> dict[str, Any]:
         """For scripts."""

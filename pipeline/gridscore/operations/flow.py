@@ -54,24 +54,16 @@ REPAIR = "`gridscore repair --dry-run` shows what can be done about it."
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """What one look has shown.
+    """What one look has shown."""
 
-    Attributes:
-        overview: Jobs and workers.
-        sources: Those that run or have failed, by name.
-        sinks: Those that are known, by name.
-        heaps: Of the members.
-        unread: Where there is no job at all: maps with a journal that nobody reads, and how many entries it got so far.
-        backups: Those that were ever made of it, the latest first.
-    """
-
-    overview: Overview
-    sources: Sequence[SourceStatus] = ()
-    sinks: Sequence[SinkStatus] = ()
+    overview: Overview  # jobs and workers
+    sources: Sequence[SourceStatus] = ()  # those that run or have failed, by name
+    sinks: Sequence[SinkStatus] = ()  # those that are known, by name
     bad_records: Sequence[BadRecord] = ()
-    heaps: Sequence[MemberHeap] = ()
+    heaps: Sequence[MemberHeap] = ()  # of the members
+    # Where there is no job at all: maps with a journal that nobody reads, and how many entries it got so far.
     unread: Mapping[str, int] = field(default_factory=dict)
-    backups: Sequence[BackupRecord] = ()
+    backups: Sequence[BackupRecord] = ()  # those that were ever made of it, the latest first
 
     @property
     def at(self) -> float:
@@ -178,20 +170,14 @@ class FlowObserver:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Findings by name, problems first.
-
-    Attributes:
-        records: Of each bad record, by map and key.
-        maps: Of those that nobody reads.
-        members: Of the members' heaps.
-    """
+    """Findings by name, problems first."""
 
     sources: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
     jobs: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
     sinks: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
-    records: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
-    maps: Mapping[str, Sequence[Finding]] = field(default_factory=dict)
-    members: Sequence[Finding] = ()
+    records: Mapping[str, Sequence[Finding]] = field(default_factory=dict)  # of each bad record, by map and key
+    maps: Mapping[str, Sequence[Finding]] = field(default_factory=dict)  # of those that nobody reads
+    members: Sequence[Finding] = ()  # of the members' heaps
 
     @property
     def all_well(self) -> bool:

@@ -75,18 +75,12 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something to be said of a job.
-
-    Attributes:
-        code: For scripts.
-        text: One sentence.
-        advice: What to do, one sentence; empty if nothing.
-    """
+    """Something to be said of a job."""
 
     level: Level
-    code: str
-    text: str
-    advice: str = ""
+    code: str  # for scripts
+    text: str  # one sentence
+    advice: str = ""  # what to do, one sentence; empty if nothing
 
 
 problem, note = (partial(Finding, level) for level in Level)

@@ -68,19 +68,14 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 @dataclass(slots=True)
 class Difference:
-    """The first result that is another one offline.
-
-    Attributes:
-        values: By what differs, live and offline; `None` where there is nothing.
-        features: Of the event, offline, as far as they are known.
-    """
+    """The first result that is another one offline."""
 
     key: str
     partition: int
     sequence: int
     event: str
-    values: dict[str, tuple[Any, Any]]
-    features: dict[str, float | None]
+    values: dict[str, tuple[Any, Any]]  # by what differs, live and offline; `None` where there is nothing
+    features: dict[str, float | None]  # of the event, offline, as far as they are known
 
     def __str__(self) -> str:
         name, (live, here) = next(iter(self.values.items()))
@@ -90,32 +85,22 @@ class Difference:
 
 @dataclass(slots=True)
 class Parity:
-    """What a comparison has shown so far.
-
-    Attributes:
-        at: When it began, RFC 3339 in UTC.
-        equal: Events whose results have the same bits.
-        different: Events whose results have others.
-        unclear: Events whose results have others, and whose lookups may have changed since.
-        unjudged: Why other events were not compared, with their number.
-        features: Of each feature that results carry: on how many events it was equal, and was compared.
-        first: The first different one.
-        first_unclear: The first of the others.
-    """
+    """What a comparison has shown so far."""
 
     job: str
     revision: int
     model: str
     version: int
     served: Literal["live", "here"]
-    at: str = field(default_factory=moment_text)
-    equal: int = 0
-    different: int = 0
-    unclear: int = 0
-    unjudged: Counter[str] = field(default_factory=Counter)
+    at: str = field(default_factory=moment_text)  # when it began, RFC 3339 in UTC
+    equal: int = 0  # events whose results have the same bits
+    different: int = 0  # events whose results have others
+    unclear: int = 0  # events whose results have others, and whose lookups may have changed since
+    unjudged: Counter[str] = field(default_factory=Counter)  # why other events were not compared, with their number
+    # Of each feature that results carry: on how many events it was equal, and was compared.
     features: dict[str, list[int]] = field(default_factory=dict)
-    first: Difference | None = None
-    first_unclear: Difference | None = None
+    first: Difference | None = None  # the first different one
+    first_unclear: Difference | None = None  # the first of the others
 
     @property
     def judged(self) -> int:

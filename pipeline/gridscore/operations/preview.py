@@ -41,32 +41,21 @@ _CHUNK = 256
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """An event, and what the job makes of it.
-
-    Attributes:
-        partition: -1 if it is of a file.
-        sequence: In its partition's journal; of a file, its row, from 1.
-        decoded: Its fields; None if it could not be decoded.
-        lookups: By name, the `key` that was asked for, and the fields of the `entry`; None where there is none.
-        windows: By call, what it saw; None where that is missing.
-        features: By name; None where the value is missing.
-        margin: What its score begins with; None if the job has no margin.
-        result: What a worker would write; None if it would be a dead letter.
-        rejected: The `stage` and the `error` of that.
-        micros: Microseconds of CPU by stage, this event alone; of `fetch`, until the cluster had answered.
-    """
+    """An event, and what the job makes of it."""
 
     key: str
-    partition: int
-    sequence: int
+    partition: int  # -1 if it is of a file
+    sequence: int  # in its partition's journal; of a file, its row, from 1
     raw: str
-    decoded: dict[str, Any] | None
+    decoded: dict[str, Any] | None  # its fields; None if it could not be decoded
+    # By name, the `key` that was asked for, and the fields of the `entry`; None where there is none.
     lookups: dict[str, Any]
-    windows: dict[str, float | None]
-    features: dict[str, float | None]
-    margin: float | None
-    result: dict[str, Any] | None
-    rejected: dict[str, str] | None
+    windows: dict[str, float | None]  # by call, what it saw; None where that is missing
+    features: dict[str, float | None]  # by name; None where the value is missing
+    margin: float | None  # what its score begins with; None if the job has no margin
+    result: dict[str, Any] | None  # what a worker would write; None if it would be a dead letter
+    rejected: dict[str, str] | None  # the `stage` and the `error` of that
+    # Microseconds of CPU by stage, this event alone; of `fetch`, until the cluster had answered.
     micros: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:

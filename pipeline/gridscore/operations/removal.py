@@ -26,19 +26,12 @@ _Entry = tuple[bytes, bytes, "DeadLetter | None"]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which dead letters to remove: those for which all conditions hold.
+    """Which dead letters to remove: those for which all conditions hold."""
 
-    Attributes:
-        older_than: Seconds since they were written.
-        reason: A part of their error.
-        superseded: Only those of a job whose event, or a newer one of its key, has a result.
-        ids: Only these.
-    """
-
-    older_than: float | None = None
-    reason: str = ""
-    superseded: bool = False
-    ids: frozenset[str] = frozenset()
+    older_than: float | None = None  # seconds since they were written
+    reason: str = ""  # a part of their error
+    superseded: bool = False  # only those of a job whose event, or a newer one of its key, has a result
+    ids: frozenset[str] = frozenset()  # only these
 
     @property
     def is_all(self) -> bool:
@@ -56,18 +49,12 @@ class Choice:
 
 @dataclass(slots=True)
 class Removed:
-    """What a removal has done, or would do.
+    """What a removal has done, or would do."""
 
-    Attributes:
-        looked: Entries that were looked at.
-        letters: Dead letters removed.
-        events: Their events, removed from the event map.
-        left: The chosen IDs whose dead letter was not removed: it does not exist, or has changed.
-    """
-
-    looked: int = 0
-    letters: int = 0
-    events: int = 0
+    looked: int = 0  # entries that were looked at
+    letters: int = 0  # dead letters removed
+    events: int = 0  # their events, removed from the event map
+    # The chosen IDs whose dead letter was not removed: it does not exist, or has changed.
     left: set[str] = field(default_factory=set)
 
 

@@ -51,34 +51,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ControlMap:
-    """What belongs in a control map.
-
-    Attributes:
-        parse: Parses a record, or raises.
-        means: What it means to remove a record.
-        harms: Whether something does not work while a bad one is there.
-    """
+    """What belongs in a control map."""
 
     name: str
-    parse: Callable[[Record], object]
-    means: str
-    harms: bool = True
+    parse: Callable[[Record], object]  # parses a record, or raises
+    means: str  # what it means to remove a record
+    harms: bool = True  # whether something does not work while a bad one is there
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What is to be done about a bad record.
-
-    Attributes:
-        means: What it means, for people.
-        harms: Whether something does not work until then.
-        value: What replaces it; None if it is removed.
-    """
+    """What is to be done about a bad record."""
 
     bad: BadRecord
-    means: str
-    harms: bool
-    value: dict[str, Any] | None = None
+    means: str  # what it means, for people
+    harms: bool  # whether something does not work until then
+    value: dict[str, Any] | None = None  # what replaces it; None if it is removed
 
     @property
     def what(self) -> str:

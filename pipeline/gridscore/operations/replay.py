@@ -56,16 +56,11 @@ Members that hang do what they were sent when they go on; the others take one fo
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What became of a dead letter.
-
-    Attributes:
-        key: Of its event, as text.
-        refusal: Why it was not replayed; empty if it was.
-    """
+    """What became of a dead letter."""
 
     id: str
-    key: str = ""
-    refusal: str = ""
+    key: str = ""  # of its event, as text
+    refusal: str = ""  # why it was not replayed; empty if it was
 
 
 async def letter_ids(grid: Grid, job: str) -> list[str]:

@@ -45,19 +45,13 @@ _is_json = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class Step(NamedTuple):
-    """What a map is to get.
+    """What a map is to get."""
 
-    Attributes:
-        map: The map.
-        missing: Texts that the cluster does not have, by serialized key; of parts of models, the names of their files.
-        there: Entries that it has, alike.
-        other: Entries that it has otherwise.
-    """
-
-    map: str
+    map: str  # the map
+    # Texts that the cluster does not have, by serialized key; of parts of models, the names of their files.
     missing: dict[bytes, bytes]
-    there: int
-    other: int
+    there: int  # entries that it has, alike
+    other: int  # entries that it has otherwise
 
 
 class Restore:

@@ -52,26 +52,17 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """A restore point.
-
-    Attributes:
-        at: When the cluster was read, in seconds since 1970.
-        cluster: Identity of the cluster.
-        positions: Records of the sources' positions, by key: what came before them has its results.
-        positions_at: When the sources were there; 0 if there is no such moment yet.
-        held: Why the sources' positions are older than the rest; empty if nothing held them up.
-        feeds: The maps that each source puts into, as far as that is known.
-        maps: Files by map; a later one of a map prevails.
-    """
+    """A restore point."""
 
     number: Annotated[int, Meta(ge=1, lt=10**10)]
-    at: Figure
-    cluster: Word
+    at: Figure  # when the cluster was read, in seconds since 1970
+    cluster: Word  # identity of the cluster
+    # Records of the sources' positions, by key: what came before them has its results.
     positions: dict[Word, dict[str, Any]] = {}
-    positions_at: Figure = 0.0
-    held: Word = ""
-    feeds: dict[Word, tuple[Word, ...]] = {}
-    maps: dict[Word, tuple[Part, ...]] = {}
+    positions_at: Figure = 0.0  # when the sources were there; 0 if there is no such moment yet
+    held: Word = ""  # why the sources' positions are older than the rest; empty if nothing held them up
+    feeds: dict[Word, tuple[Word, ...]] = {}  # the maps that each source puts into, as far as that is known
+    maps: dict[Word, tuple[Part, ...]] = {}  # files by map; a later one of a map prevails
     format: Annotated[int, Meta(ge=_FORMAT, le=_FORMAT)] = _FORMAT
 
 

@@ -15,35 +15,24 @@ if TYPE_CHECKING:
 
 
 class WorkerVersion(msgspec.Struct, frozen=True):
-    """What one worker has.
-
-    Attributes:
-        version: That it scores with; 0 if it has none yet.
-        state: `live`, `behind` (it goes on with another version) or `loading` (it has none).
-        why: It does not have the version that is meant; empty if that is not known, or it has it.
-    """
+    """What one worker has."""
 
     worker: str
     host: str
     pid: int
     partitions: int
-    version: int
-    state: str
-    why: str = ""
+    version: int  # that it scores with; 0 if it has none yet
+    state: str  # `live`, `behind` (it goes on with another version) or `loading` (it has none)
+    why: str = ""  # it does not have the version that is meant; empty if that is not known, or it has it
 
 
 class Rollout(msgspec.Struct, frozen=True):
-    """A job's model, and its workers.
-
-    Attributes:
-        version: That is meant to score.
-        workers: Living ones that take part in the job.
-    """
+    """A job's model, and its workers."""
 
     job: str
     model: str
-    version: int
-    workers: tuple[WorkerVersion, ...]
+    version: int  # that is meant to score
+    workers: tuple[WorkerVersion, ...]  # living ones that take part in the job
 
     @property
     def complete(self) -> bool:

@@ -27,24 +27,18 @@ if TYPE_CHECKING:
 
 
 class SinkProcess(msgspec.Struct, frozen=True):
-    """What a process of a sink writes once a second; see `SinkStats`.
-
-    Attributes:
-        seen_at: When it was written, in milliseconds of its clock.
-        state: `starting`, `delivering`, `waiting` (for its destination, or the cluster) or `paused` (no room for dead
-            letters).
-        waits_for: What it waits for.
-    """
+    """What a process of a sink writes once a second; see `SinkStats`."""
 
     id: Word
-    seen_at: Count
+    seen_at: Count  # when it was written, in milliseconds of its clock
     sink: Word
     host: Word = ""
     pid: Count = 0
     began_at: Count = 0
+    # `starting`, `delivering`, `waiting` (for its destination, or the cluster) or `paused` (no room for dead letters).
     state: Word = ""
     error: Word = ""
-    waits_for: Word = ""
+    waits_for: Word = ""  # what it waits for
     delivered: Count = 0
     rate: Figure = 0.0
     filtered: Count = 0
@@ -56,26 +50,16 @@ class SinkProcess(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class SinkStatus:
-    """A sink and its figures.
-
-    Attributes:
-        lag: Results in the journal that no committed offset covers; None if the journal cannot be read.
-        lost: Results that were overwritten before they were read, in all.
-        dead_letters: Those in the grid.
-        rescans: Partitions that wait for a rescan.
-        positions: Partition by partition; empty if the journal cannot be read.
-        processes: Those that live.
-        journal_error: Why the journal cannot be read; empty if it can.
-    """
+    """A sink and its figures."""
 
     record: SinkRecord
-    lag: int | None
-    lost: int
-    dead_letters: int
-    rescans: int
-    positions: Sequence[Position]
-    processes: Sequence[SinkProcess]
-    journal_error: str = ""
+    lag: int | None  # results in the journal that no committed offset covers; None if the journal cannot be read
+    lost: int  # results that were overwritten before they were read, in all
+    dead_letters: int  # those in the grid
+    rescans: int  # partitions that wait for a rescan
+    positions: Sequence[Position]  # partition by partition; empty if the journal cannot be read
+    processes: Sequence[SinkProcess]  # those that live
+    journal_error: str = ""  # why the journal cannot be read; empty if it can
 
     @property
     def living(self) -> Collection[str]:

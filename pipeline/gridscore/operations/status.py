@@ -67,19 +67,12 @@ _LOSSES = ("lost", "regressions", "unkept")
 
 
 class QualityFigures(msgspec.Struct, frozen=True):
-    """What was missing in the last events that one worker, or all, counted.
+    """What was missing in the last events that one worker, or all, counted."""
 
-    Attributes:
-        events: How many were counted, a sample.
-        missing: How many of them had no value, by feature.
-        unseen: How many had a category that the model does not know, by feature.
-        misses: How many had no entry, by lookup.
-    """
-
-    events: Count = 0
-    missing: dict[str, Count] = {}
-    unseen: dict[str, Count] = {}
-    misses: dict[str, Count] = {}
+    events: Count = 0  # how many were counted, a sample
+    missing: dict[str, Count] = {}  # how many of them had no value, by feature
+    unseen: dict[str, Count] = {}  # how many had a category that the model does not know, by feature
+    misses: dict[str, Count] = {}  # how many had no entry, by lookup
 
     def shares(self) -> dict[str, dict[str, float]]:
         """Parts of the events, 0 to 1, the largest first: `lookup_misses`, `unseen_categories`, `missing_values`."""
@@ -157,26 +150,17 @@ class WorkerRecord(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far one partition of a job has come.
+    """How far one partition of a job has come."""
 
-    Attributes:
-        owner: Worker that holds its lease; empty if nobody does.
-        stamp: Changes whenever the lease record does.
-        offset: The committed offset; -1 if nobody has begun.
-        held: Entries of the journal.
-        unread: Those that the offset does not cover.
-        full: Part of the ring that unread events fill, 0 to 1; 0 if the size of the ring is not known: it has not gone
-            round yet, and the members do not tell their configuration.
-        room: Entries that fit before the first unread one is overwritten; None if that is not known.
-    """
-
-    owner: str
-    stamp: tuple[int, int]
-    offset: int
-    held: int
-    unread: int
+    owner: str  # worker that holds its lease; empty if nobody does
+    stamp: tuple[int, int]  # changes whenever the lease record does
+    offset: int  # the committed offset; -1 if nobody has begun
+    held: int  # entries of the journal
+    unread: int  # those that the offset does not cover
+    # Part of the ring that unread events fill, 0 to 1; 0 if the size of the ring is not known: it has not gone round
+    # yet, and the members do not tell their configuration.
     full: float
-    room: int | None = None
+    room: int | None = None  # entries that fit before the first unread one is overwritten; None if that is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,51 +174,34 @@ class Rescan:
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """A job and its figures.
-
-    Attributes:
-        workers: Living workers that score for it.
-        lag: Events in the journal that no committed offset covers; None if the journal cannot be read.
-        partitions: Partitions that a living worker owns.
-        totals: Sums over the living workers since they began: events, rate, skipped, rescued, explained and
-            unexplained (given reasons, or not for lack of time), late (for their windows), broken_states (of
-            windows), taken, given; of the partitions since the job was submitted: lost, regressions, unkept (rejected
-            without a dead letter); the rebalances of the worker that saw most; the dead_letters in the grid.
-        versions: Model versions in use.
-        model_errors: Why a worker does not use the version that is meant.
-        lookups: Entries, age, loads and errors of each lookup's oldest copy.
-        figures: Of each living worker, by its identity.
-        positions: Partition by partition; empty if the journal cannot be read.
-        stage: Of a job whose windows have other keys than its events, likewise of the group that adds these; or empty.
-        requests_lost: Requests that were overwritten before that group read them, since the job was submitted.
-        acknowledged: Losses that were acknowledged.
-        commit_age: Seconds since the last commit of any worker; None if there was none.
-        idle_workers: Living workers that do not score for it.
-        certificate: The last parity certificate of this revision and a version in use; None if there is none.
-        experiment: How its experiment stands; None if it has none.
-        journal_error: Why the journal cannot be read; empty if it can.
-        drift: What is known of it; None if the job does not ask for it, or nothing was counted yet.
-    """
+    """A job and its figures."""
 
     record: JobRecord
-    workers: int
-    lag: int | None
-    partitions: int
+    workers: int  # living workers that score for it
+    lag: int | None  # events in the journal that no committed offset covers; None if the journal cannot be read
+    partitions: int  # partitions that a living worker owns
+    # Sums over the living workers since they began: events, rate, skipped, rescued, explained and unexplained (given
+    # reasons, or not for lack of time), late (for their windows), broken_states (of windows), taken, given; of the
+    # partitions since the job was submitted: lost, regressions, unkept (rejected without a dead letter); the rebalances
+    # of the worker that saw most; the dead_letters in the grid.
     totals: dict[str, float]
-    versions: list[int]
-    model_errors: list[str]
-    lookups: dict[str, dict[str, Any]]
-    figures: Mapping[str, JobFigures]
-    positions: tuple[Position, ...] = ()
+    versions: list[int]  # model versions in use
+    model_errors: list[str]  # why a worker does not use the version that is meant
+    lookups: dict[str, dict[str, Any]]  # entries, age, loads and errors of each lookup's oldest copy
+    figures: Mapping[str, JobFigures]  # of each living worker, by its identity
+    positions: tuple[Position, ...] = ()  # partition by partition; empty if the journal cannot be read
+    # Of a job whose windows have other keys than its events, likewise of the group that adds these; or empty.
     stage: tuple[Position, ...] = ()
-    requests_lost: int = 0
+    requests_lost: int = 0  # requests that were overwritten before that group read them, since the job was submitted
     rescans: tuple[Rescan, ...] = ()
-    acknowledged: Mapping[str, int] = field(default_factory=dict)
-    commit_age: float | None = None
-    idle_workers: int = 0
+    acknowledged: Mapping[str, int] = field(default_factory=dict)  # losses that were acknowledged
+    commit_age: float | None = None  # seconds since the last commit of any worker; None if there was none
+    idle_workers: int = 0  # living workers that do not score for it
+    # The last parity certificate of this revision and a version in use; None if there is none.
     certificate: Certificate | None = None
-    experiment: Standing | None = None
-    journal_error: str = ""
+    experiment: Standing | None = None  # how its experiment stands; None if it has none
+    journal_error: str = ""  # why the journal cannot be read; empty if it can
+    # What is known of it; None if the job does not ask for it, or nothing was counted yet.
     drift: DriftRecord | None = None
 
     @property
@@ -330,15 +297,10 @@ class JobStatus:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """What one look has shown.
+    """What one look has shown."""
 
-    Attributes:
-        at: When, in seconds of the monotonic clock.
-        jobs: Every job that was asked for, by name.
-    """
-
-    at: float
-    jobs: list[JobStatus]
+    at: float  # when, in seconds of the monotonic clock
+    jobs: list[JobStatus]  # every job that was asked for, by name
     workers: list[WorkerRecord]
 
 

@@ -29,20 +29,13 @@ class Side(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """The subject of a trial.
+    """The subject of a trial."""
 
-    Attributes:
-        job: With its features, which a job file may leave to the model.
-        record: What the cluster knows of the job; None if it is of a file.
-        sides: The versions that were asked for.
-        grid: None if no cluster was needed.
-    """
-
-    job: Job
-    record: JobRecord | None
-    sides: list[Side]
+    job: Job  # with its features, which a job file may leave to the model
+    record: JobRecord | None  # what the cluster knows of the job; None if it is of a file
+    sides: list[Side]  # the versions that were asked for
     given: Given
-    grid: Grid | None
+    grid: Grid | None  # None if no cluster was needed
 
     async def live(self) -> tuple[JobRecord, Grid]:
         """The record of a submitted job that gets events, and its cluster.

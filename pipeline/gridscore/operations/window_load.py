@@ -65,31 +65,18 @@ _ENTRY_BYTES = 250
 
 @dataclass(slots=True)
 class Loaded:
-    """What was loaded.
+    """What was loaded."""
 
-    Attributes:
-        until: The moment before which events count by the history, in seconds since 1970.
-        newest: Time of its newest event.
-        rows: Of the history.
-        skipped: Bad ones among them.
-        after: Those from that moment on, which count by the journal.
-        states: That were made; two of an entity whose key is a number, as an Integer and a Long have.
-        written: Of these, those that the grid did not have already.
-        kept: States that have later events, or are of an even later history, and stay as they are.
-        old: Entities of which no window sees an event any more.
-        readings: How often the history was read.
-    """
-
-    until: float = math.inf
-    newest: float = -math.inf
-    rows: int = 0
-    skipped: int = 0
-    after: int = 0
-    states: int = 0
-    written: int = 0
-    kept: int = 0
-    old: int = 0
-    readings: int = 0
+    until: float = math.inf  # the moment before which events count by the history, in seconds since 1970
+    newest: float = -math.inf  # time of its newest event
+    rows: int = 0  # of the history
+    skipped: int = 0  # bad ones among them
+    after: int = 0  # those from that moment on, which count by the journal
+    states: int = 0  # that were made; two of an entity whose key is a number, as an Integer and a Long have
+    written: int = 0  # of these, those that the grid did not have already
+    kept: int = 0  # states that have later events, or are of an even later history, and stay as they are
+    old: int = 0  # entities of which no window sees an event any more
+    readings: int = 0  # how often the history was read
 
 
 async def load_states(

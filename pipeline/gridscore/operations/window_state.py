@@ -20,23 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EntityState:
-    """The state of an entity; of several windows in which there is one of that name, of all of them together.
+    """The state of an entity; of several windows in which there is one of that name, of all of them together."""
 
-    Attributes:
-        map: That has it.
-        sequence: In the event journal, of the newest event that was added; -1 if that is not known.
-        newest: Time of its newest event, in seconds since 1970.
-        late: Events that were too late to count.
-        bytes: That the state takes.
-        values: By call, what an event at that time would see; None where that is missing.
-    """
-
-    map: str
-    sequence: int
-    newest: float
-    late: int
-    bytes: int
-    values: dict[str, float | None]
+    map: str  # that has it
+    sequence: int  # in the event journal, of the newest event that was added; -1 if that is not known
+    newest: float  # time of its newest event, in seconds since 1970
+    late: int  # events that were too late to count
+    bytes: int  # that the state takes
+    values: dict[str, float | None]  # by call, what an event at that time would see; None where that is missing
 
 
 async def state_of(grid: Grid, record: JobRecord, entity: str) -> EntityState:

@@ -32,17 +32,12 @@ _JOB = "job"
 
 
 class Remnant(NamedTuple):
-    """Something to be removed.
+    """Something to be removed."""
 
-    Attributes:
-        what: The job itself, or its results (and states of windows, which go with them), events, dead letters or model.
-        name: Of the job, the map or the model.
-        entries: How many; of a model, its versions; of a job, the partitions with an offset.
-    """
-
+    # The job itself, or its results (and states of windows, which go with them), events, dead letters or model.
     what: str
-    name: str
-    entries: int
+    name: str  # of the job, the map or the model
+    entries: int  # how many; of a model, its versions; of a job, the partitions with an offset
 
 
 async def remnants(grid: Grid, name: str, what: Collection[str] = ()) -> list[Remnant]:

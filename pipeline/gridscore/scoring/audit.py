@@ -65,32 +65,20 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What an audit has found.
-
-    Attributes:
-        way: `sql`, or `scan` if the maps were walked.
-        why: Why it was not SQL; empty if it was.
-        waiting: Events without a result that still wait in the journal.
-        dead_letters: Events without a result because they are dead letters.
-        missing: Events that should have had a result.
-        scored: Those of them that are scored now.
-        rejected: Those of them that are dead letters now.
-        examples: Keys of some missing ones.
-        complete: Whether all events without a result were looked at.
-    """
+    """What an audit has found."""
 
     job: str
-    way: str
-    why: str
+    way: str  # `sql`, or `scan` if the maps were walked
+    why: str  # why it was not SQL; empty if it was
     events: int
     results: int
-    waiting: int
-    dead_letters: int
-    missing: int
-    scored: int
-    rejected: int
-    examples: list[str]
-    complete: bool
+    waiting: int  # events without a result that still wait in the journal
+    dead_letters: int  # events without a result because they are dead letters
+    missing: int  # events that should have had a result
+    scored: int  # those of them that are scored now
+    rejected: int  # those of them that are dead letters now
+    examples: list[str]  # keys of some missing ones
+    complete: bool  # whether all events without a result were looked at
     seconds: float
 
     @property

@@ -15,21 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class PartitionBatch:
-    """What one batch has for one partition: results to write, then the offset to go on from.
-
-    Attributes:
-        at: When the first of its pages arrived, of the grid's clock.
-        lost: Events that were overwritten before they were read.
-        states: Texts of the states of windows to write after them, by serialized key.
-    """
+    """What one batch has for one partition: results to write, then the offset to go on from."""
 
     partition: int
     next: int
     cursor: Cursor
-    at: float
-    lost: int = 0
+    at: float  # when the first of its pages arrived, of the grid's clock
+    lost: int = 0  # events that were overwritten before they were read
     keys: list[bytes] = field(default_factory=list)
     texts: list[bytes] = field(default_factory=list)
+    # Texts of the states of windows to write after them, by serialized key.
     states: dict[bytes, bytes] = field(default_factory=dict)
 
 

@@ -19,15 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class SharedCopy:
-    """A copy that several jobs may look into.
-
-    Attributes:
-        users: Jobs that have started and not closed it.
-    """
+    """A copy that several jobs may look into."""
 
     table: LookupTable
     copy: LiveCopy
-    users: int = 0
+    users: int = 0  # jobs that have started and not closed it
     starting: asyncio.Task[None] | None = None
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 

@@ -55,15 +55,11 @@ class _Worker(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Addition:
-    """A configuration that a job's maps lack.
-
-    Attributes:
-        why: What the map has without it.
-        bytes: Heap that a full journal takes over all members, with events of 90 bytes: from, to. Zeros: no journal.
-    """
+    """A configuration that a job's maps lack."""
 
     config: NewMapConfig
-    why: str
+    why: str  # what the map has without it
+    # Heap that a full journal takes over all members, with events of 90 bytes: from, to. Zeros: no journal.
     bytes: tuple[int, int] = (0, 0)
 
     def __str__(self) -> str:

@@ -27,17 +27,11 @@ _PAGE_EVENTS = 256
 
 
 class ResultOrigin(msgspec.Struct):
-    """Which event a result belongs to, and when it was made.
+    """Which event a result belongs to, and when it was made."""
 
-    Attributes:
-        sequence: Of the event; -1 if it was found in the map.
-        epoch: Of the lease that it was written under.
-        scored_at: Milliseconds since 1970.
-    """
-
-    sequence: int = -2
-    epoch: int = -1
-    scored_at: int = 0
+    sequence: int = -2  # of the event; -1 if it was found in the map
+    epoch: int = -1  # of the lease that it was written under
+    scored_at: int = 0  # milliseconds since 1970
 
 
 _decode = msgspec.json.Decoder(ResultOrigin).decode

@@ -67,22 +67,16 @@ def say_ready() -> None:
 
 @dataclass(slots=True, eq=False)
 class _Child:
-    """A slot for one worker, and its present process.
-
-    Attributes:
-        connected: Whether the process has said so.
-        held: What it said before that, not shown yet.
-        quick_deaths: How often in a row the process died quickly.
-        leaving: Set once this slot is given up.
-    """
+    """A slot for one worker, and its present process."""
 
     number: int
     process: asyncio.subprocess.Process | None = None
-    connected: bool = False
+    connected: bool = False  # whether the process has said so
+    # What it said before that, not shown yet.
     held: deque[str] = field(default_factory=lambda: deque(maxlen=_HELD_LINES))
-    quick_deaths: int = 0
+    quick_deaths: int = 0  # how often in a row the process died quickly
     exit_code: int = 0
-    leaving: asyncio.Event = field(default_factory=asyncio.Event)
+    leaving: asyncio.Event = field(default_factory=asyncio.Event)  # set once this slot is given up
 
 
 class WorkerProcesses:

@@ -31,15 +31,10 @@ _VARIANT_TEXTS = tuple(name.encode() for name in VARIANTS)
 
 
 class MadeBy(NamedTuple):
-    """What made the results of a batch.
+    """What made the results of a batch."""
 
-    Attributes:
-        versions: One; or that of each variant.
-        variants: Which of them made each result, as int64; None if there is one version.
-    """
-
-    versions: Sequence[ModelVersion]
-    variants: NDArray[np.int64] | None = None
+    versions: Sequence[ModelVersion]  # one; or that of each variant
+    variants: NDArray[np.int64] | None = None  # which of them made each result, as int64; None if there is one version
 
 
 class _Columns(NamedTuple):

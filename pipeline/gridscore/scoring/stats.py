@@ -41,15 +41,11 @@ LATENCY_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 
 @dataclass(slots=True)
 class Latencies:
-    """How long events took, since the job began.
+    """How long events took, since the job began."""
 
-    Attributes:
-        counts: Of events up to each of `LATENCY_SECONDS`, and beyond the last; each without those before.
-        total: Of all, in seconds.
-    """
-
+    # Of events up to each of `LATENCY_SECONDS`, and beyond the last; each without those before.
     counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_SECONDS) + 1))
-    total: float = 0.0
+    total: float = 0.0  # of all, in seconds
 
     def add(self, seconds: float, events: int) -> None:
         """So many events took so long."""
@@ -59,41 +55,27 @@ class Latencies:
 
 @dataclass(slots=True)
 class JobStats(GroupStats):
-    """Counters of one job in one worker, since it began.
-
-    Attributes:
-        skipped: Events that already had their result when they were read a second time.
-        late: Events that were too late to count in windows.
-        broken_states: States of windows that could not be used, and began anew.
-        explained: Results that were given reasons.
-        unexplained: Results that should have been, and were not: for lack of time, or of the result.
-        stage_ns: CPU nanoseconds of the event loop's thread, by stage.
-        version: Of the model in use, 0 if none.
-        experiment: Its id, if this worker takes part in one.
-        model_error: Why a newer version is not in use; empty if it is.
-        drift_error: Why drift cannot be told; empty if it can, or the job does not ask for it.
-        lookup_error: Why a lookup map cannot be copied, or loaded again; empty if it can.
-        copies: Of each lookup map's copy: entries, age in seconds, loads, bad entries and the error of the last one,
-            and events without an entry since the model went live.
-        quality: What was missing in the last events; see `QualityCounter.to_json`.
-        latencies: From arrival to acknowledgement, of all events; None if nobody wants to know.
-    """
+    """Counters of one job in one worker, since it began."""
 
     batches: int = 0
-    skipped: int = 0
-    late: int = 0
-    broken_states: int = 0
-    explained: int = 0
-    unexplained: int = 0
+    skipped: int = 0  # events that already had their result when they were read a second time
+    late: int = 0  # events that were too late to count in windows
+    broken_states: int = 0  # states of windows that could not be used, and began anew
+    explained: int = 0  # results that were given reasons
+    unexplained: int = 0  # results that should have been, and were not: for lack of time, or of the result
+    # CPU nanoseconds of the event loop's thread, by stage.
     stage_ns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
-    version: int = 0
-    experiment: str = ""
-    model_error: str = ""
-    drift_error: str = ""
-    lookup_error: str = ""
+    version: int = 0  # of the model in use, 0 if none
+    experiment: str = ""  # its id, if this worker takes part in one
+    model_error: str = ""  # why a newer version is not in use; empty if it is
+    drift_error: str = ""  # why drift cannot be told; empty if it can, or the job does not ask for it
+    lookup_error: str = ""  # why a lookup map cannot be copied, or loaded again; empty if it can
+    # Of each lookup map's copy: entries, age in seconds, loads, bad entries and the error of the last one, and events
+    # without an entry since the model went live.
     copies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # What was missing in the last events; see `QualityCounter.to_json`.
     quality: dict[str, Any] = field(default_factory=dict)
-    latencies: Latencies | None = None
+    latencies: Latencies | None = None  # from arrival to acknowledgement, of all events; None if nobody wants to know
     _latencies: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_LATENCY_WRITES))
 
     def wrote(self, arrived_at: float, now: float, events: int) -> None:

@@ -46,15 +46,11 @@ if there are any."""
 
 @dataclass(frozen=True, slots=True)
 class ActiveModel:
-    """A model, the features that it needs, and the experiment if there is one; exchanged between two batches.
-
-    Attributes:
-        sketch: Counts what is scored, if the job watches for drift.
-    """
+    """A model, the features that it needs, and the experiment if there is one; exchanged between two batches."""
 
     model: LoadedModel
     plan: FeaturePlan
-    sketch: Sketch | None = None
+    sketch: Sketch | None = None  # counts what is scored, if the job watches for drift
     trial: Trial | None = None
 
 
@@ -72,18 +68,12 @@ class Answered(NamedTuple):
 
 @dataclass(slots=True)
 class Trial:
-    """What a worker does for an experiment.
+    """What a worker does for an experiment."""
 
-    Attributes:
-        experiment: As it is now: exchanged at a step.
-        challenger: None as long as it is not loaded.
-        error: Why it is not.
-        key: Gives the entities of events, or is None if these are the events' keys.
-    """
-
-    experiment: Experiment
-    challenger: ActiveModel | None = None
-    error: str = ""
+    experiment: Experiment  # as it is now: exchanged at a step
+    challenger: ActiveModel | None = None  # None as long as it is not loaded
+    error: str = ""  # why it is not
+    # Gives the entities of events, or is None if these are the events' keys.
     key: Callable[[EventColumns], Sequence[str | int | None]] | None = None
     tallies: tuple[Tally, Tally] = field(default_factory=lambda: (Tally(), Tally()))
     waiting: list[tuple[Any, ...]] = field(default_factory=list)

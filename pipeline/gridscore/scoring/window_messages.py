@@ -116,31 +116,19 @@ def mark_of(key: bytes, value: bytes) -> int:
 
 
 class Request(msgspec.Struct, array_like=True, frozen=True):
-    """Events that ask a window, as the map has them: columns as `_KINDS` says, but for the keys.
+    """Events that ask a window, as the map has them: columns as `_KINDS` says, but for the keys."""
 
-    Attributes:
-        window: The tag of the window; see `Parts`.
-        held: The names of the columns: an update may have changed which there are.
-        again: Whether an answer is overdue.
-        origins: The first epoch of each event's partition's journal as it is.
-        numbers: See `number_of`.
-        marks: See `mark_of`.
-        columns: What the window holds, an event after the other a column.
-        lengths: Of each key.
-        keys: Of the state of its entity, serialized.
-    """
-
-    window: str
-    held: bytes
-    again: bool
+    window: str  # the tag of the window; see `Parts`
+    held: bytes  # the names of the columns: an update may have changed which there are
+    again: bool  # whether an answer is overdue
     partitions: bytes
-    origins: bytes
-    numbers: bytes
-    marks: bytes
+    origins: bytes  # the first epoch of each event's partition's journal as it is
+    numbers: bytes  # see `number_of`
+    marks: bytes  # see `mark_of`
     times: bytes
-    columns: bytes
-    lengths: bytes
-    keys: bytes
+    columns: bytes  # what the window holds, an event after the other a column
+    lengths: bytes  # of each key
+    keys: bytes  # of the state of its entity, serialized
 
 
 _KINDS: dict[str, Any] = {
@@ -155,18 +143,14 @@ _KINDS: dict[str, Any] = {
 
 
 class Answer(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What an event found in a window.
-
-    Attributes:
-        values: float64, a call after the other.
-    """
+    """What an event found in a window."""
 
     windows: str
     window: int
     origin: int
     number: int
     mark: int
-    values: bytes
+    values: bytes  # float64, a call after the other
 
 
 class Asked(NamedTuple):

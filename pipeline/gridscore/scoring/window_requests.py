@@ -86,28 +86,20 @@ _Place = tuple[int, int, int, int, int]
 
 @dataclass(slots=True)
 class _Batch:
-    """Events that ask.
-
-    Attributes:
-        cursors: Who has read them, by partition.
-        newest: Their highest numbers, by partition.
-        asked: Those that ask.
-        rows: Those of them that wait for an answer.
-        same: Those that wait for the answer of another, each with that one.
-        found: By window, a row a call, a column an event.
-        puts: Requests: whether they arrived, and what they ask for.
-        ends: Where the requests of partitions of entities ended when they were first seen to be overdue.
-    """
+    """Events that ask."""
 
     inputs: list[Inputs]
     times: NDArray[np.float64]
-    found: list[NDArray[np.float64]]
-    cursors: dict[int, Cursor] = field(default_factory=dict)
-    newest: dict[int, int] = field(default_factory=dict)
-    asked: dict[_Place, int] = field(default_factory=dict)
-    rows: dict[_Place, int] = field(default_factory=dict)
+    found: list[NDArray[np.float64]]  # by window, a row a call, a column an event
+    cursors: dict[int, Cursor] = field(default_factory=dict)  # who has read them, by partition
+    newest: dict[int, int] = field(default_factory=dict)  # their highest numbers, by partition
+    asked: dict[_Place, int] = field(default_factory=dict)  # those that ask
+    rows: dict[_Place, int] = field(default_factory=dict)  # those of them that wait for an answer
+    # Those that wait for the answer of another, each with that one.
     same: list[tuple[int, int, int]] = field(default_factory=list)
+    # Requests: whether they arrived, and what they ask for.
     puts: list[tuple[asyncio.Future[None], list[_Place]]] = field(default_factory=list)
+    # Where the requests of partitions of entities ended when they were first seen to be overdue.
     ends: dict[int, int] = field(default_factory=dict)
 
 

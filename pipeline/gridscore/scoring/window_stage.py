@@ -72,25 +72,17 @@ _RETRY_SECONDS = 0.5
 
 @dataclass(slots=True)
 class _Part:
-    """What a batch has for one partition of entities.
-
-    Attributes:
-        next: The offset to go on from.
-        at: When the first of its pages arrived.
-        requests: What was asked, each with its sequence.
-        answers: The partitions of events that get answers.
-        states: To be written, by serialized key.
-    """
+    """What a batch has for one partition of entities."""
 
     partition: int
     cursor: Cursor
-    at: float
-    next: int = 0
+    at: float  # when the first of its pages arrived
+    next: int = 0  # the offset to go on from
     lost: int = 0
     events: int = 0
-    requests: list[tuple[int, Asked]] = field(default_factory=list)
-    answers: set[int] = field(default_factory=set)
-    states: dict[bytes, bytes] = field(default_factory=dict)
+    requests: list[tuple[int, Asked]] = field(default_factory=list)  # what was asked, each with its sequence
+    answers: set[int] = field(default_factory=set)  # the partitions of events that get answers
+    states: dict[bytes, bytes] = field(default_factory=dict)  # to be written, by serialized key
 
 
 class _Rows(NamedTuple):

@@ -77,21 +77,13 @@ _UNKNOWN = struct.pack("<q", -1)
 
 
 class Entry(msgspec.Struct, omit_defaults=True):
-    """What the map has of an entity.
+    """What the map has of an entity."""
 
-    Attributes:
-        windows: The tag of its window; see `Parts`.
-        epoch: Under which it was written.
-        state: The kernel's bytes.
-        at: When it was written, in seconds since 1970; 0 by an older version of Gridscore.
-        parts: The names of the state's parts; none of a ledger.
-    """
-
-    windows: str
-    epoch: int
-    state: bytes
-    at: int = 0
-    parts: bytes = b""
+    windows: str  # the tag of its window; see `Parts`
+    epoch: int  # under which it was written
+    state: bytes  # the kernel's bytes
+    at: int = 0  # when it was written, in seconds since 1970; 0 by an older version of Gridscore
+    parts: bytes = b""  # the names of the state's parts; none of a ledger
 
 
 encode_entry = msgspec.json.Encoder().encode

@@ -50,33 +50,22 @@ _decode = msgspec.json.Decoder(_Decided).decode
 
 
 class Item(NamedTuple):
-    """A result.
-
-    Attributes:
-        text: JSON text of it, its key included, in one line.
-    """
+    """A result."""
 
     partition: int
     sequence: int
     decision: str | None
-    text: bytes
+    text: bytes  # JSON text of it, its key included, in one line
 
 
 @dataclass(slots=True, eq=False)
 class Listener:
-    """Who listens, and where it is.
+    """Who listens, and where it is."""
 
-    Attributes:
-        positions: The next sequence of each partition.
-        piece: Number of the next piece of the feed.
-        skip_to: Number of the piece from which on nothing of it was seen before.
-        lost: Results that were overwritten before they were read for it.
-    """
-
-    positions: list[int]
-    piece: int = 0
-    skip_to: int = 0
-    lost: int = 0
+    positions: list[int]  # the next sequence of each partition
+    piece: int = 0  # number of the next piece of the feed
+    skip_to: int = 0  # number of the piece from which on nothing of it was seen before
+    lost: int = 0  # results that were overwritten before they were read for it
 
     @property
     def place(self) -> str:

@@ -76,16 +76,11 @@ class InferRequest(msgspec.Struct):
 
 
 class _Question(msgspec.Struct, frozen=True):
-    """A request, read.
+    """A request, read."""
 
-    Attributes:
-        rows: float32, of shape (n, features).
-        binary: Whether the answer's tensor is wanted as binary data.
-    """
-
-    rows: Any
+    rows: Any  # float32, of shape (n, features)
     id: str | None
-    binary: bool
+    binary: bool  # whether the answer's tensor is wanted as binary data
 
 
 _request = msgspec.json.Decoder(InferRequest).decode

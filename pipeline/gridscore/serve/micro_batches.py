@@ -45,20 +45,13 @@ class _Sliced(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Question(Generic[_Work, _Answer]):
-    """What one request wants to know.
-
-    Attributes:
-        count: Events of it.
-        size: Their bytes.
-        has_left: Whether nobody waits for the answer any more.
-        answer: To be set.
-    """
+    """What one request wants to know."""
 
     work: _Work
-    count: int
-    size: int
-    has_left: Callable[[], bool]
-    answer: asyncio.Future[_Answer]
+    count: int  # events of it
+    size: int  # their bytes
+    has_left: Callable[[], bool]  # whether nobody waits for the answer any more
+    answer: asyncio.Future[_Answer]  # to be set
 
     def fail(self, error: Exception) -> None:
         """Give it an error instead, unless its time is over."""

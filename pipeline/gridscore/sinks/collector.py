@@ -30,29 +30,17 @@ _text = msgspec.json.Encoder().encode
 
 @dataclass(slots=True)
 class Part:
-    """What a delivery has of one partition.
+    """What a delivery has of one partition."""
 
-    Attributes:
-        cursor: That read it.
-        at: When the first of its pages arrived, of the grid's clock.
-        next: The offset to commit when this is delivered.
-        lost: Results that were overwritten before they were read.
-        results: To deliver, in order.
-        keys: Serialized key of each.
-        rejected: Entries that are not results.
-        filtered: How many were filtered out.
-        rescued: Pages that a rescan inserted.
-    """
-
-    cursor: Cursor
-    at: float
-    next: int = 0
-    lost: int = 0
-    results: list[Delivered] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
-    filtered: int = 0
-    rescued: int = 0
+    cursor: Cursor  # that read it
+    at: float  # when the first of its pages arrived, of the grid's clock
+    next: int = 0  # the offset to commit when this is delivered
+    lost: int = 0  # results that were overwritten before they were read
+    results: list[Delivered] = field(default_factory=list)  # to deliver, in order
+    keys: list[bytes] = field(default_factory=list)  # serialized key of each
+    rejected: list[Rejected] = field(default_factory=list)  # entries that are not results
+    filtered: int = 0  # how many were filtered out
+    rescued: int = 0  # pages that a rescan inserted
 
 
 def cut(parts: Mapping[int, Part], most: int) -> tuple[dict[int, Part], dict[int, Part]]:

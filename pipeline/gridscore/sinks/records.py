@@ -52,25 +52,16 @@ class Era(msgspec.Struct, frozen=True):
 
 
 class SinkRecord(msgspec.Struct, frozen=True):
-    """What the grid knows of a sink.
-
-    Attributes:
-        map: The result map.
-        start: Where it began: `oldest` or `latest`.
-        created_at: When its first process was started, RFC 3339.
-        error: Why a process has stopped for good, if none has been opened since.
-        failed_at: When that was, RFC 3339; empty without an error.
-        to: Where it delivers.
-    """
+    """What the grid knows of a sink."""
 
     name: str
     kind: Word
-    map: Annotated[str, msgspec.Meta(min_length=1, max_length=1_000)]
-    start: Word = ""
-    created_at: Word = ""
-    error: Word = ""
-    failed_at: Word = ""
-    to: Word = ""
+    map: Annotated[str, msgspec.Meta(min_length=1, max_length=1_000)]  # the result map
+    start: Word = ""  # where it began: `oldest` or `latest`
+    created_at: Word = ""  # when its first process was started, RFC 3339
+    error: Word = ""  # why a process has stopped for good, if none has been opened since
+    failed_at: Word = ""  # when that was, RFC 3339; empty without an error
+    to: Word = ""  # where it delivers
 
     @classmethod
     def from_record(cls, record: Record) -> SinkRecord:
@@ -163,21 +154,14 @@ _COUNTERS = ("deliveries", "filtered", "interruptions", "lost", "regressions", "
 
 @dataclass(slots=True)
 class SinkStats(GroupStats):
-    """Counters of one process of a sink, since it began.
-
-    Attributes:
-        error: Why it waits or pauses; empty if it does not.
-        waits_for: What it waits for, or waited for last.
-        filtered: Results that were filtered out.
-        interruptions: How often its destination could not be reached.
-    """
+    """Counters of one process of a sink, since it began."""
 
     state: str = STARTING
-    error: str = ""
-    waits_for: str = ""
+    error: str = ""  # why it waits or pauses; empty if it does not
+    waits_for: str = ""  # what it waits for, or waited for last
     deliveries: int = 0
-    filtered: int = 0
-    interruptions: int = 0
+    filtered: int = 0  # results that were filtered out
+    interruptions: int = 0  # how often its destination could not be reached
 
     def to_json(self) -> dict[str, Any]:
         """For the process's record."""

@@ -35,19 +35,12 @@ _POSITION_SECONDS = 1.0
 
 @dataclass(slots=True)
 class Loaded:
-    """What a load has done.
+    """What a load has done."""
 
-    Attributes:
-        rows: Put, and confirmed by the grid.
-        passed: Rows that an earlier run had put.
-        skipped: Rows that could not be read, with `skip_bad`.
-        done: How much was read, of `size`; a size of 0 is unknown.
-    """
-
-    rows: int = 0
-    passed: int = 0
-    skipped: int = 0
-    done: int = 0
+    rows: int = 0  # put, and confirmed by the grid
+    passed: int = 0  # rows that an earlier run had put
+    skipped: int = 0  # rows that could not be read, with `skip_bad`
+    done: int = 0  # how much was read, of `size`; a size of 0 is unknown
     size: int = 0
 
 

@@ -56,51 +56,33 @@ _FIGURES = ("state", "error", "rate", "events", "poison", "lost", "dead_letters"
 
 
 class SourceRecord(msgspec.Struct, frozen=True):
-    """What a process of a source writes about itself; an older version of Gridscore may leave some out.
+    """What a process of a source writes about itself; an older version of Gridscore may leave some out."""
 
-    Attributes:
-        id: Of the process and the source.
-        seen_at: When it was written, in milliseconds of its clock.
-        name: Of the source; several processes may share one.
-        map: The event map.
-        also: Further event maps that it may put into.
-        state: `starting`, `running`, `waiting` (for room), `paused` (by its dead letters) or `interrupted`; `failed`
-            once it has ended.
-        events: Entries put or removed, confirmed, since it began.
-        rate: Events per second, of the last few seconds.
-        poison: Records that were not events, since it began.
-        waiting: What it waits for, if it waits for room; or why it pauses.
-        waited: Seconds that it has waited for room.
-        interruptions: How often it had to try again.
-        error: The last one, which may be over.
-        error_at: When that was, in milliseconds of its clock; 0 if never.
-        waits_for: Who has interrupted it: `the cluster`, or else the other side.
-        lost: Events that the other side removed before they were read, since it began, as far as it can tell.
-        lost_at: When that was noticed last, as `error_at`.
-        positions: How far it has come in what keeps the position itself, as Kafka does, by item and part: for backups.
-    """
-
-    id: Word
-    seen_at: Count
-    name: Word = ""
+    id: Word  # of the process and the source
+    seen_at: Count  # when it was written, in milliseconds of its clock
+    name: Word = ""  # of the source; several processes may share one
     kind: Word = ""
-    map: Word = ""
+    map: Word = ""  # the event map
     host: Word = ""
     pid: Count = 0
     began_at: Count = 0
+    # `starting`, `running`, `waiting` (for room), `paused` (by its dead letters) or `interrupted`; `failed` once it has
+    # ended.
     state: Word = ""
-    events: Count = 0
-    rate: Figure = 0.0
-    poison: Count = 0
-    waiting: Word = ""
-    waited: Figure = 0.0
-    interruptions: Count = 0
-    error: Word = ""
-    error_at: Count = 0
+    events: Count = 0  # entries put or removed, confirmed, since it began
+    rate: Figure = 0.0  # events per second, of the last few seconds
+    poison: Count = 0  # records that were not events, since it began
+    waiting: Word = ""  # what it waits for, if it waits for room; or why it pauses
+    waited: Figure = 0.0  # seconds that it has waited for room
+    interruptions: Count = 0  # how often it had to try again
+    error: Word = ""  # the last one, which may be over
+    error_at: Count = 0  # when that was, in milliseconds of its clock; 0 if never
+    # Further event maps that it may put into.
     also: Annotated[tuple[Word, ...], msgspec.Meta(max_length=MAX_FURTHER_MAPS)] = ()
-    waits_for: Word = ""
-    lost: Count = 0
-    lost_at: Count = 0
+    waits_for: Word = ""  # who has interrupted it: `the cluster`, or else the other side
+    lost: Count = 0  # events that the other side removed before they were read, since it began, as far as it can tell
+    lost_at: Count = 0  # when that was noticed last, as `error_at`
+    # How far it has come in what keeps the position itself, as Kafka does, by item and part: for backups.
     positions: dict[Word, dict[Word, Count]] = {}
 
 
@@ -234,19 +216,13 @@ class Publisher:
 
 @dataclass(frozen=True, slots=True)
 class SourceStatus:
-    """A source and its figures.
-
-    Attributes:
-        processes: Those that live.
-        failure: The record of the last one that failed, if none has run since.
-        dead_letters: Those in the grid.
-        unread: Those of its maps that have a journal which no job or sink reads, as far as it was looked for.
-    """
+    """A source and its figures."""
 
     name: str
-    processes: Sequence[SourceRecord]
-    failure: SourceRecord | None
-    dead_letters: int
+    processes: Sequence[SourceRecord]  # those that live
+    failure: SourceRecord | None  # the record of the last one that failed, if none has run since
+    dead_letters: int  # those in the grid
+    # Those of its maps that have a journal which no job or sink reads, as far as it was looked for.
     unread: Collection[str] = ()
 
     @property

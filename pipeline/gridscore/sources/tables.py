@@ -38,16 +38,11 @@ _decode = msgspec.json.Decoder().decode
 
 
 class Row(NamedTuple):
-    """One row.
+    """One row."""
 
-    Attributes:
-        number: Its line, or its row in a Parquet file, from 1.
-        text: The row as a JSON object.
-    """
-
-    number: int
+    number: int  # its line, or its row in a Parquet file, from 1
     key: str | int
-    text: bytes
+    text: bytes  # the row as a JSON object
 
 
 class BadRow(NamedTuple):

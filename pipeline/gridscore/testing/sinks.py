@@ -19,49 +19,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ABORT:
-    """The destination goes away in the middle of a delivery.
+    """The destination goes away in the middle of a delivery."""
 
-    Attributes:
-        after: Results of it that have been delivered by then.
-        for_good: It will never take any more: the sink stops.
-    """
-
-    after: int = 0
-    for_good: bool = False
+    after: int = 0  # results of it that have been delivered by then
+    for_good: bool = False  # it will never take any more: the sink stops
 
 
 @dataclass(frozen=True, slots=True)
 class PAUSE:
-    """The destination takes its time: until `resume` is set, and then gets the delivery.
+    """The destination takes its time: until `resume` is set, and then gets the delivery."""
 
-    Attributes:
-        resume: When to go on.
-    """
-
-    resume: asyncio.Event
+    resume: asyncio.Event  # when to go on
 
 
 @dataclass(slots=True)
 class Received:
-    """What a destination has received, from all processes.
+    """What a destination has received, from all processes."""
 
-    Attributes:
-        results: In the order of their arrival, with those that came again.
-        deliveries: How many results each delivery had.
-        faults: What is to happen to the next deliveries: `ABORT`, `PAUSE`, or None for nothing.
-        refuses: Keys of results that it does not take.
-        seconds_each: Time that each result takes it; of a delivery that takes longer than it may, it keeps nothing.
-        held: Partitions by the process that was told of them last, each with the one that it took them over from.
-        identities: Of the processes that have opened it.
-    """
-
-    results: list[Delivered] = field(default_factory=list)
-    deliveries: list[int] = field(default_factory=list)
+    results: list[Delivered] = field(default_factory=list)  # in the order of their arrival, with those that came again
+    deliveries: list[int] = field(default_factory=list)  # how many results each delivery had
+    # What is to happen to the next deliveries: `ABORT`, `PAUSE`, or None for nothing.
     faults: deque[ABORT | PAUSE | None] = field(default_factory=deque)
-    refuses: set[object] = field(default_factory=set)
+    refuses: set[object] = field(default_factory=set)  # keys of results that it does not take
+    # Time that each result takes it; of a delivery that takes longer than it may, it keeps nothing.
     seconds_each: float = 0.0
+    # Partitions by the process that was told of them last, each with the one that it took them over from.
     held: dict[str, dict[int, str]] = field(default_factory=dict)
-    identities: set[str] = field(default_factory=set)
+    identities: set[str] = field(default_factory=set)  # of the processes that have opened it
 
     def then(self, *faults: ABORT | PAUSE | None) -> None:
         """Say what is to happen to the next deliveries."""

@@ -32,21 +32,13 @@ class UnhealableError(GridscoreError):
 
 
 class Sentinel(Enum):
-    """What happens at a place of a script.
+    """What happens at a place of a script."""
 
-    Attributes:
-        EOF: The source is at its end; the next one goes on behind it.
-        ABORT: The process dies, once; the next one goes on where it was acknowledged.
-        PAUSE: There is nothing more until `Script.go_on`.
-        INTERRUPT: The other side is away, once.
-        FAIL: The source cannot go on, and trying again does not heal it.
-    """
-
-    EOF = "eof"
-    ABORT = "abort"
-    PAUSE = "pause"
-    INTERRUPT = "interrupt"
-    FAIL = "fail"
+    EOF = "eof"  # the source is at its end; the next one goes on behind it
+    ABORT = "abort"  # the process dies, once; the next one goes on where it was acknowledged
+    PAUSE = "pause"  # there is nothing more until `Script.go_on`
+    INTERRUPT = "interrupt"  # the other side is away, once
+    FAIL = "fail"  # the source cannot go on, and trying again does not heal it
 
 
 class Script:

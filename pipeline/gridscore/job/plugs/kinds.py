@@ -31,25 +31,15 @@ _Plug = TypeVar("_Plug")
 
 @dataclass(frozen=True, slots=True)
 class PlugKind:
-    """One kind of source or sink.
+    """One kind of source or sink."""
 
-    Attributes:
-        name: What people call it.
-        settings: Path of its settings model, `package.module:Class`.
-        plug: Path of its class.
-        summary: What it is for, one line.
-        example: Options of its command that can work.
-        extra: Of the distribution, that has its libraries; empty if it needs none.
-        distribution: That it is installed with.
-    """
-
-    name: str
-    settings: str
-    plug: str
-    summary: str
-    example: str = ""
-    extra: str = ""
-    distribution: str = _OURS
+    name: str  # what people call it
+    settings: str  # path of its settings model, `package.module:Class`
+    plug: str  # path of its class
+    summary: str  # what it is for, one line
+    example: str = ""  # options of its command that can work
+    extra: str = ""  # of the distribution, that has its libraries; empty if it needs none
+    distribution: str = _OURS  # that it is installed with
 
     def settings_class(self) -> Any:
         """Its settings model.

@@ -15,23 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was used within a window. The system counts CPU in steps of 10 ms a process.
+    """What was used within a window. The system counts CPU in steps of 10 ms a process."""
 
-    Attributes:
-        seconds: Length of the window.
-        scorers: CPU seconds of those who score, children among them.
-        services: CPU seconds of the members, or of what takes their place.
-        harness: CPU seconds of this process.
-        others_cores: Cores that everybody else on the machine used.
-        each: CPU seconds of each that scores, without its children.
-    """
-
-    seconds: float
-    scorers: float
-    services: float
-    harness: float
-    others_cores: float
-    each: tuple[float, ...] = ()
+    seconds: float  # length of the window
+    scorers: float  # CPU seconds of those who score, children among them
+    services: float  # CPU seconds of the members, or of what takes their place
+    harness: float  # CPU seconds of this process
+    others_cores: float  # cores that everybody else on the machine used
+    each: tuple[float, ...] = ()  # CPU seconds of each that scores, without its children
 
     @property
     def harness_cores(self) -> float:

@@ -51,23 +51,14 @@ _LOST_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be measured.
+    """What is to be measured."""
 
-    Attributes:
-        events: Events of a backlog.
-        rounds: How often each is measured, in turn, after one that does not count.
-        rate: Events per second while latency is measured.
-        seconds: For how long.
-        model: Another version of the job's model than the job says: its number or an alias.
-        member_pids: The members' processes, where they are on this machine.
-    """
-
-    events: int
-    rounds: int
-    rate: float
-    seconds: float
-    model: str = ""
-    member_pids: Sequence[int] = ()
+    events: int  # events of a backlog
+    rounds: int  # how often each is measured, in turn, after one that does not count
+    rate: float  # events per second while latency is measured
+    seconds: float  # for how long
+    model: str = ""  # another version of the job's model than the job says: its number or an alias
+    member_pids: Sequence[int] = ()  # the members' processes, where they are on this machine
 
 
 @dataclass(frozen=True, slots=True)

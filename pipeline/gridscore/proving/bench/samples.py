@@ -41,19 +41,12 @@ _AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Events to measure with.
+    """Events to measure with."""
 
-    Attributes:
-        texts: JSON texts.
-        origin: Where they are from, for people.
-        bad: Those left out, because the job would make dead letters of them.
-        example: What is wrong with one of these; empty if there are none.
-    """
-
-    texts: list[bytes]
-    origin: str
-    bad: int = 0
-    example: str = ""
+    texts: list[bytes]  # JSON texts
+    origin: str  # where they are from, for people
+    bad: int = 0  # those left out, because the job would make dead letters of them
+    example: str = ""  # what is wrong with one of these; empty if there are none
 
     @property
     def mean_bytes(self) -> float:

@@ -122,19 +122,12 @@ class SteadyLoad:
 
 @dataclass(frozen=True, slots=True)
 class Sights:
-    """Results as a listener saw them, in columns of one length, one row for each time that one was seen.
+    """Results as a listener saw them, in columns of one length, one row for each time that one was seen."""
 
-    Attributes:
-        due: When the event was due, seconds of `time.perf_counter`.
-        seen: When the listener was told of the result, of the same clock.
-        partition: Of the event.
-        epoch: Of the lease that the result was written under.
-    """
-
-    due: NDArray[np.float64]
-    seen: NDArray[np.float64]
-    partition: NDArray[np.int64]
-    epoch: NDArray[np.int64]
+    due: NDArray[np.float64]  # when the event was due, seconds of `time.perf_counter`
+    seen: NDArray[np.float64]  # when the listener was told of the result, of the same clock
+    partition: NDArray[np.int64]  # of the event
+    epoch: NDArray[np.int64]  # of the lease that the result was written under
 
     def longest(self, partitions: Collection[int], began: float, ended: float) -> NDArray[np.float64]:
         """The longest time from due to seen in each partition, of what waited at some time within a window.

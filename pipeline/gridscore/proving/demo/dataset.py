@@ -51,16 +51,12 @@ _EVENTS_AT_ONCE = 5_000
 
 @dataclass(frozen=True)
 class Flights:
-    """The data, as frames.
+    """The data, as frames."""
 
-    Attributes:
-        frame: A row a flight, in the order of the stream: `key`, the event's fields, then what is known only later
-            (`arr_delay`, missing for a flight that was cancelled or diverted) and the `month`.
-        fingerprint: Changes when the data do.
-    """
-
+    # A row a flight, in the order of the stream: `key`, the event's fields, then what is known only later (`arr_delay`,
+    # missing for a flight that was cancelled or diverted) and the `month`.
     frame: pd.DataFrame
-    fingerprint: str
+    fingerprint: str  # changes when the data do
 
     @property
     def training(self) -> pd.DataFrame:

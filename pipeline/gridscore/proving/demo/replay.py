@@ -54,29 +54,17 @@ class _ResultText(msgspec.Struct, gc=False):
 
 @dataclass(slots=True)
 class Progress:
-    """What the live view shows, counted by the listener.
+    """What the live view shows, counted by the listener."""
 
-    Attributes:
-        total: Events to replay.
-        put: Sent so far.
-        scored: Results seen so far, each event once.
-        repeated: Results seen again for an event that had one.
-        decisions: Results by decision.
-        waiting: Why no event is being put at the moment, empty if they are.
-        waited_seconds: How long puts had to wait for results.
-        began: Of the replay, by `time.perf_counter`; 0 before.
-        ended: When the last result came; 0 before.
-    """
-
-    total: int
-    put: int = 0
-    scored: int = 0
-    repeated: int = 0
-    decisions: Counter[str] = field(default_factory=Counter)
-    waiting: str = ""
-    waited_seconds: float = 0.0
-    began: float = 0.0
-    ended: float = 0.0
+    total: int  # events to replay
+    put: int = 0  # sent so far
+    scored: int = 0  # results seen so far, each event once
+    repeated: int = 0  # results seen again for an event that had one
+    decisions: Counter[str] = field(default_factory=Counter)  # results by decision
+    waiting: str = ""  # why no event is being put at the moment, empty if they are
+    waited_seconds: float = 0.0  # how long puts had to wait for results
+    began: float = 0.0  # of the replay, by `time.perf_counter`; 0 before
+    ended: float = 0.0  # when the last result came; 0 before
 
     @property
     def lag(self) -> int:

@@ -18,27 +18,16 @@ _DECILES = 10
 
 @dataclass(frozen=True)
 class Check:
-    """What must hold of results, counted where it does not.
+    """What must hold of results, counted where it does not."""
 
-    Attributes:
-        events: That were to be replayed.
-        missing: Events without a result in the result map.
-        unequal: Results whose score is not, bit for bit, what the model gives offline.
-        strange: Results in the map that belong to no event.
-        unseen: Events whose result the listener was not told of.
-        repeated: Results that the listener was told of again.
-        other_version: Results made by another version of the model.
-        first_unequal: An example, for people.
-    """
-
-    events: int
-    missing: int
-    unequal: int
-    strange: int
-    unseen: int
-    repeated: int
-    other_version: int
-    first_unequal: str = ""
+    events: int  # that were to be replayed
+    missing: int  # events without a result in the result map
+    unequal: int  # results whose score is not, bit for bit, what the model gives offline
+    strange: int  # results in the map that belong to no event
+    unseen: int  # events whose result the listener was not told of
+    repeated: int  # results that the listener was told of again
+    other_version: int  # results made by another version of the model
+    first_unequal: str = ""  # an example, for people
 
     @property
     def problems(self) -> list[str]:
@@ -67,25 +56,15 @@ class Decile:
 
 @dataclass(frozen=True)
 class Quality:
-    """How well the live scores foretold what happened.
+    """How well the live scores foretold what happened."""
 
-    Attributes:
-        arrived: Flights that arrived; of the others nobody knows how late they would have been.
-        late: Part of them that was late.
-        auc: Area under the ROC curve.
-        brier: Mean squared difference of score and outcome.
-        brier_of_base_rate: The same for one who always says the mean.
-        calibration_error: Mean difference of predicted and actual part, over the deciles.
-        deciles: Predicted and actual part that was late, by tenths of the score.
-    """
-
-    arrived: int
-    late: float
-    auc: float | None
-    brier: float
-    brier_of_base_rate: float
-    calibration_error: float
-    deciles: tuple[Decile, ...]
+    arrived: int  # flights that arrived; of the others nobody knows how late they would have been
+    late: float  # part of them that was late
+    auc: float | None  # area under the ROC curve
+    brier: float  # mean squared difference of score and outcome
+    brier_of_base_rate: float  # the same for one who always says the mean
+    calibration_error: float  # mean difference of predicted and actual part, over the deciles
+    deciles: tuple[Decile, ...]  # predicted and actual part that was late, by tenths of the score
 
 
 def check_results(

@@ -51,25 +51,15 @@ _LOOK_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What one can choose.
+    """What one can choose."""
 
-    Attributes:
-        output: Folder of the plot, the report and the worker's log.
-        settings: Where a cluster is that already runs; None: start one.
-        rate: Events per second; 0: as fast as they are scored.
-        flights: How many; None: all after the months of training.
-        members: Of the cluster that is started.
-        heap: Of each of them.
-        keep_running: Leave cluster and worker running when the report is there, until Ctrl-C.
-    """
-
-    output: Path
-    settings: GridSettings | None = None
-    rate: float = 5000.0
-    flights: int | None = None
-    members: int = 1
-    heap: str = "2g"
-    keep_running: bool = False
+    output: Path  # folder of the plot, the report and the worker's log
+    settings: GridSettings | None = None  # where a cluster is that already runs; None: start one
+    rate: float = 5000.0  # events per second; 0: as fast as they are scored
+    flights: int | None = None  # how many; None: all after the months of training
+    members: int = 1  # of the cluster that is started
+    heap: str = "2g"  # of each of them
+    keep_running: bool = False  # leave cluster and worker running when the report is there, until Ctrl-C
 
 
 @dataclass(frozen=True)

@@ -24,17 +24,11 @@ _SCRIPT = "train.py"
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model file, and what is known of it.
+    """A model file, and what is known of it."""
 
-    Attributes:
-        path: The file.
-        metrics: Of its training.
-        cached: Whether an earlier run has trained it.
-    """
-
-    path: Path
-    metrics: dict[str, float]
-    cached: bool
+    path: Path  # the file
+    metrics: dict[str, float]  # of its training
+    cached: bool  # whether an earlier run has trained it
 
 
 def example_folder(name: str) -> Path:

@@ -73,15 +73,10 @@ UNORDERLY = ("worker-kill", "pause", "pause-hold", "cut", "hold", "member-kill",
 
 @dataclass(slots=True)
 class Finding:
-    """How often something was found, with some examples.
+    """How often something was found, with some examples."""
 
-    Attributes:
-        count: How often.
-        examples: The first few, for people.
-    """
-
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
+    count: int = 0  # how often
+    examples: list[str] = field(default_factory=list)  # the first few, for people
 
     def add(self, example: str) -> None:
         """One more."""
@@ -92,71 +87,48 @@ class Finding:
 
 @dataclass(slots=True)
 class Doubles:
-    """Events written twice because of one fault.
+    """Events written twice because of one fault."""
 
-    Attributes:
-        cause: The kind of the fault; `rebalance` if the partition changed its owner while both lived, `unexplained` if
-            there was no fault.
-        incident: Its number in the plan; None without a fault.
-        count: How many writes too many.
-        bound: How many there may be.
-    """
-
+    # The kind of the fault; `rebalance` if the partition changed its owner while both lived, `unexplained` if there was
+    # no fault.
     cause: str
-    incident: int | None
-    count: int = 0
-    bound: int = 0
+    incident: int | None  # its number in the plan; None without a fault
+    count: int = 0  # how many writes too many
+    bound: int = 0  # how many there may be
 
 
 @dataclass(slots=True)
 class Verdict:
-    """What came out.
+    """What came out."""
 
-    Attributes:
-        acknowledged: Events in the ledger.
-        keys: Different keys among them.
-        writes: Writes to the result map that are known.
-        notices: Notifications that the listener had.
-        lost: Acknowledged events without a result.
-        wrong: Results that are not as they should be.
-        late: Writes by an owner whose time was over; None if results do not say their epoch.
-        doubles: Events written twice, by fault.
-        doubled_notices: Notifications of an event and sequence that the listener had had already.
-        unexplained_notices: Those of them that no double write explains, and no member's death.
-        gone: Acknowledged events that nothing replaced, and that the cluster itself has no more; they are lost as well.
-        returned: Keys whose event in the event map is an earlier one than the last that was put: a put of unknown fate
-            was made again, and its first try came late.
-        rescued: Writes for events that were found in the map, not in the journal.
-        replaced_unseen: Events replaced by later ones, whose own write is not known because of a gap in the record.
-        takeover_ms: How long the partitions of each killed worker had no owner, at most, as far as it was seen.
-        takeovers_judged: Kills after which it was judged.
-        takeovers_beside: Those of them that had other faults beside them, and so more time.
-        slow: Takeovers that took too long.
-        unjudged: What could not be judged, and how often.
-        gaps: Writes that the record lacks.
-        crashes: Workers that ended by themselves, or did not stop in order; members that split by themselves.
-    """
-
-    acknowledged: int = 0
-    keys: int = 0
-    writes: int = 0
-    notices: int = 0
-    lost: Finding = field(default_factory=Finding)
-    wrong: Finding = field(default_factory=Finding)
+    acknowledged: int = 0  # events in the ledger
+    keys: int = 0  # different keys among them
+    writes: int = 0  # writes to the result map that are known
+    notices: int = 0  # notifications that the listener had
+    lost: Finding = field(default_factory=Finding)  # acknowledged events without a result
+    wrong: Finding = field(default_factory=Finding)  # results that are not as they should be
+    # Writes by an owner whose time was over; None if results do not say their epoch.
     late: Finding | None = field(default_factory=Finding)
-    doubles: list[Doubles] = field(default_factory=list)
-    doubled_notices: int = 0
+    doubles: list[Doubles] = field(default_factory=list)  # events written twice, by fault
+    doubled_notices: int = 0  # notifications of an event and sequence that the listener had had already
+    # Those of them that no double write explains, and no member's death.
     unexplained_notices: Finding = field(default_factory=Finding)
+    # Acknowledged events that nothing replaced, and that the cluster itself has no more; they are lost as well.
     gone: Finding = field(default_factory=Finding)
+    # Keys whose event in the event map is an earlier one than the last that was put: a put of unknown fate was made
+    # again, and its first try came late.
     returned: int = 0
-    rescued: int = 0
+    rescued: int = 0  # writes for events that were found in the map, not in the journal
+    # Events replaced by later ones, whose own write is not known because of a gap in the record.
     replaced_unseen: int = 0
+    # How long the partitions of each killed worker had no owner, at most, as far as it was seen.
     takeover_ms: dict[int, int] = field(default_factory=dict)
-    takeovers_judged: int = 0
-    takeovers_beside: int = 0
-    slow: Finding = field(default_factory=Finding)
-    unjudged: dict[str, int] = field(default_factory=dict)
-    gaps: int = 0
+    takeovers_judged: int = 0  # kills after which it was judged
+    takeovers_beside: int = 0  # those of them that had other faults beside them, and so more time
+    slow: Finding = field(default_factory=Finding)  # takeovers that took too long
+    unjudged: dict[str, int] = field(default_factory=dict)  # what could not be judged, and how often
+    gaps: int = 0  # writes that the record lacks
+    # Workers that ended by themselves, or did not stop in order; members that split by themselves.
     crashes: list[str] = field(default_factory=list)
 
     @property

@@ -79,23 +79,14 @@ def lines(path: Path) -> Iterator[list[bytes]]:
 
 
 class Result(msgspec.Struct, frozen=True, gc=False):
-    """What a result says, as far as it is judged.
+    """What a result says, as far as it is judged."""
 
-    Attributes:
-        n: Number of the event.
-        score: What the model gave.
-        sequence: Of the event in its partition's journal; below zero if it was found in the map instead.
-        version: Of the model.
-        epoch: Of the lease under which it was written; None where workers do not say.
-        scored_at: Milliseconds since 1970, by the worker's clock.
-    """
-
-    n: int
-    score: float
-    sequence: int
-    version: int
-    scored_at: int
-    epoch: int | None = None
+    n: int  # number of the event
+    score: float  # what the model gave
+    sequence: int  # of the event in its partition's journal; below zero if it was found in the map instead
+    version: int  # of the model
+    scored_at: int  # milliseconds since 1970, by the worker's clock
+    epoch: int | None = None  # of the lease under which it was written; None where workers do not say
 
 
 class _Event(msgspec.Struct):
@@ -116,23 +107,14 @@ class Acknowledged(msgspec.Struct, frozen=True, gc=False):
 
 
 class Write(msgspec.Struct, frozen=True, gc=False):
-    """A write to the result map, as its journal has it.
+    """A write to the result map, as its journal has it."""
 
-    Attributes:
-        partition: Where.
-        position: Sequence in the result map's journal.
-        key: Of event and result.
-        result: What was written.
-        text: The same, as it was written.
-        final: Whether it is in the journal as it was at the end, and not only as it was read during the run.
-    """
-
-    partition: int
-    position: int
-    key: str
-    result: Result
-    text: bytes
-    final: bool = True
+    partition: int  # where
+    position: int  # sequence in the result map's journal
+    key: str  # of event and result
+    result: Result  # what was written
+    text: bytes  # the same, as it was written
+    final: bool = True  # whether it is in the journal as it was at the end, and not only as it was read during the run
 
 
 class Notice(msgspec.Struct, frozen=True, gc=False):
@@ -157,57 +139,37 @@ class Mark(msgspec.Struct, frozen=True, gc=False):
 
 
 class Incident(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A fault, as it was done.
+    """A fault, as it was done."""
 
-    Attributes:
-        number: Its number in the plan.
-        kind: See `plan.KINDS`, or `crash` for a worker that ended by itself. Of a fault that combines several, each is
-            an incident of its own kind, under the same number.
-        at: Milliseconds since 1970 when it began.
-        until: The same, when it was over: the worker or member was back, the bytes flowed again.
-        worker: Slot of the worker.
-        pid: Process of that worker; of the one that the fault was done to, not of its successor.
-        member: Index of the member.
-        note: More, for people.
-    """
-
-    number: int
+    number: int  # its number in the plan
+    # See `plan.KINDS`, or `crash` for a worker that ended by itself. Of a fault that combines several, each is an
+    # incident of its own kind, under the same number.
     kind: str
-    at: int
-    until: int
-    worker: int | None = None
-    pid: int | None = None
-    member: int | None = None
-    note: str = ""
+    at: int  # milliseconds since 1970 when it began
+    until: int  # the same, when it was over: the worker or member was back, the bytes flowed again
+    worker: int | None = None  # slot of the worker
+    pid: int | None = None  # process of that worker; of the one that the fault was done to, not of its successor
+    member: int | None = None  # index of the member
+    note: str = ""  # more, for people
 
 
 @dataclass(slots=True)
 class Evidence:
-    """All that is known of a run.
+    """All that is known of a run."""
 
-    Attributes:
-        ledger: Acknowledged events.
-        doubt: Numbers of events that were put and never acknowledged: they may have results, or not.
-        writes: Writes to the result map, by partition in the order of their positions.
-        notices: What the listener saw.
-        reconnects: Milliseconds at which the listener's client connected to a member anew.
-        marks: Epochs and owners of the partitions as they were seen to change.
-        incidents: What was done to workers and members.
-        results: The result map at the end.
-        events: The event map at the end: number of the event by key.
-        gaps: Writes that the recorder knows to have missed in the journal, even at the end.
-    """
-
-    ledger: list[Acknowledged] = field(default_factory=list)
+    ledger: list[Acknowledged] = field(default_factory=list)  # acknowledged events
+    # Numbers of events that were put and never acknowledged: they may have results, or not.
     doubt: set[int] = field(default_factory=set)
+    # Writes to the result map, by partition in the order of their positions.
     writes: list[Write] = field(default_factory=list)
-    notices: list[Notice] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)  # what the listener saw
+    # Milliseconds at which the listener's client connected to a member anew.
     reconnects: list[int] = field(default_factory=list)
-    marks: list[Mark] = field(default_factory=list)
-    incidents: list[Incident] = field(default_factory=list)
-    results: dict[str, Result] = field(default_factory=dict)
-    events: dict[str, int] = field(default_factory=dict)
-    gaps: int = 0
+    marks: list[Mark] = field(default_factory=list)  # epochs and owners of the partitions as they were seen to change
+    incidents: list[Incident] = field(default_factory=list)  # what was done to workers and members
+    results: dict[str, Result] = field(default_factory=dict)  # the result map at the end
+    events: dict[str, int] = field(default_factory=dict)  # the event map at the end: number of the event by key
+    gaps: int = 0  # writes that the recorder knows to have missed in the journal, even at the end
 
     @classmethod
     def load(cls, folder: Path, doubt: set[int] | None = None) -> Self:

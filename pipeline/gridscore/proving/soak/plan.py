@@ -55,28 +55,18 @@ SEEN_SECONDS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault.
+    """One fault."""
 
-    Attributes:
-        number: Counts the faults of a plan from 0, in the order of their times.
-        kind: One of `KINDS`.
-        at: Seconds from the beginning of the load; the earliest, for it waits until its victim is well.
-        seconds: How long it lasts: until the worker or member is started again, or goes on.
-        worker: The slot of the worker it is done to.
-        member: The index of the member it is done to; for a cut, the one member that the worker is cut from, or None
-            for all of them.
-        hold: Seconds for which, after a pause, what the worker sends is held, or its network is cut.
-        alone: Whether it waits until all faults that are not are over.
-    """
-
-    number: int
-    kind: str
-    at: float
-    seconds: float
-    worker: int | None = None
+    number: int  # counts the faults of a plan from 0, in the order of their times
+    kind: str  # one of `KINDS`
+    at: float  # seconds from the beginning of the load; the earliest, for it waits until its victim is well
+    seconds: float  # how long it lasts: until the worker or member is started again, or goes on
+    worker: int | None = None  # the slot of the worker it is done to
+    # The index of the member it is done to; for a cut, the one member that the worker is cut from, or None for all of
+    # them.
     member: int | None = None
-    hold: float = 0.0
-    alone: bool = False
+    hold: float = 0.0  # seconds for which, after a pause, what the worker sends is held, or its network is cut
+    alone: bool = False  # whether it waits until all faults that are not are over
 
     def __str__(self) -> str:
         named = (("worker", self.worker), ("member", self.member))
@@ -114,20 +104,14 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A schedule of faults, made from a seed.
+    """A schedule of faults, made from a seed."""
 
-    Attributes:
-        seed: From which it was made, together with what follows.
-        seconds: Over which the faults are spread, from the beginning of the load; longer than what was asked for if
-            they need longer.
-        lease: Lease time of the workers, in seconds.
-        faults: In the order of their times.
-    """
-
-    seed: int
+    seed: int  # from which it was made, together with what follows
+    # Over which the faults are spread, from the beginning of the load; longer than what was asked for if they need
+    # longer.
     seconds: float
-    lease: float
-    faults: tuple[Fault, ...]
+    lease: float  # lease time of the workers, in seconds
+    faults: tuple[Fault, ...]  # in the order of their times
 
     @classmethod
     def make(cls, seed: int, counts: Counts, *, seconds: float, lease: float, workers: int, members: int) -> Self:

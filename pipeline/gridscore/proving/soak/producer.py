@@ -43,23 +43,15 @@ _FINISH_SECONDS = 60.0
 
 @dataclass
 class Progress:
-    """How far the producer is.
+    """How far the producer is."""
 
-    Attributes:
-        acknowledged: Events.
-        put: Events given to the cluster at least once.
-        retries: Puts of unknown fate, or refused, that were made again.
-        longest: Seconds of the longest time that an event took to be acknowledged.
-        doubt: Numbers of events that were put and never acknowledged; filled at the end.
-        finished: Whether it has come to its end.
-    """
-
-    acknowledged: int = 0
-    put: int = 0
-    retries: int = 0
-    longest: float = 0.0
+    acknowledged: int = 0  # events
+    put: int = 0  # events given to the cluster at least once
+    retries: int = 0  # puts of unknown fate, or refused, that were made again
+    longest: float = 0.0  # seconds of the longest time that an event took to be acknowledged
+    # Numbers of events that were put and never acknowledged; filled at the end.
     doubt: list[int] = field(default_factory=list)
-    finished: bool = False
+    finished: bool = False  # whether it has come to its end
 
 
 def read_progress(folder: Path) -> Progress:

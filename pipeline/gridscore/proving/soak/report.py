@@ -20,31 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Report:
-    """A run and its verdict.
+    """A run and its verdict."""
 
-    Attributes:
-        job: Name of the job, unlike that of any other run.
-        seed: From which it can be repeated.
-        plan: What was to be done.
-        verdict: What came out.
-        incidents: What was done.
-        producer: The producer's own figures.
-        load_seconds: How long events were put.
-        settled_in: Seconds from the last event to the last result.
-        seconds: Of the whole run.
-        folder: Where logs and records are; None if they were removed.
-    """
-
-    job: str
-    seed: int
-    plan: Plan
-    verdict: Verdict
-    incidents: Sequence[Incident]
-    producer: Progress
-    load_seconds: float
-    settled_in: float
-    seconds: float
-    folder: Path | None
+    job: str  # name of the job, unlike that of any other run
+    seed: int  # from which it can be repeated
+    plan: Plan  # what was to be done
+    verdict: Verdict  # what came out
+    incidents: Sequence[Incident]  # what was done
+    producer: Progress  # the producer's own figures
+    load_seconds: float  # how long events were put
+    settled_in: float  # seconds from the last event to the last result
+    seconds: float  # of the whole run
+    folder: Path | None  # where logs and records are; None if they were removed
 
     @property
     def done(self) -> dict[str, int]:

@@ -78,54 +78,31 @@ _MEMBER_PROPERTIES = {
 
 @dataclass(frozen=True, slots=True)
 class SoakOptions:
-    """What to do.
+    """What to do."""
 
-    Attributes:
-        seed: Of events, lookups, model and faults.
-        events: How many at least; it goes on until all faults are done.
-        rate: Events per second.
-        workers: How many.
-        lease: Their lease time, in seconds.
-        counts: How many faults of each kind.
-        members: How many to start, if `settings` names no cluster.
-        heap: Java heap of each of these.
-        settings: The cluster to use; its members are not killed.
-        folder: Where logs and records go and stay; None for a folder that is removed if all is well.
-        limit: Seconds from the beginning of the load after which it ends, faults undone.
-    """
-
-    seed: int
-    events: int = 500_000
-    rate: float = 1_500.0
-    workers: int = 4
-    lease: float = 5.0
-    counts: Counts = field(default_factory=Counts)
-    members: int = 3
-    heap: str = "1536m"
-    settings: GridSettings | None = None
-    folder: Path | None = None
-    limit: float = 1_800.0
+    seed: int  # of events, lookups, model and faults
+    events: int = 500_000  # how many at least; it goes on until all faults are done
+    rate: float = 1_500.0  # events per second
+    workers: int = 4  # how many
+    lease: float = 5.0  # their lease time, in seconds
+    counts: Counts = field(default_factory=Counts)  # how many faults of each kind
+    members: int = 3  # how many to start, if `settings` names no cluster
+    heap: str = "1536m"  # Java heap of each of these
+    settings: GridSettings | None = None  # the cluster to use; its members are not killed
+    folder: Path | None = None  # where logs and records go and stay; None for a folder that is removed if all is well
+    limit: float = 1_800.0  # seconds from the beginning of the load after which it ends, faults undone
 
 
 @dataclass(slots=True)
 class Status:
-    """What is going on, for those who watch.
+    """What is going on, for those who watch."""
 
-    Attributes:
-        phase: In words.
-        acknowledged: Events so far.
-        events: How many there will be at least.
-        faults: Done so far.
-        planned: Faults in the plan.
-        now: Faults under way.
-    """
-
-    phase: str = "starting"
-    acknowledged: int = 0
-    events: int = 0
-    faults: int = 0
-    planned: int = 0
-    now: list[str] = field(default_factory=list)
+    phase: str = "starting"  # in words
+    acknowledged: int = 0  # events so far
+    events: int = 0  # how many there will be at least
+    faults: int = 0  # done so far
+    planned: int = 0  # faults in the plan
+    now: list[str] = field(default_factory=list)  # faults under way
 
 
 async def run_soak(options: SoakOptions, watch: Callable[[Status, str | None], None]) -> Report:

@@ -49,17 +49,11 @@ result: {{include: [n]}}
 
 
 class Event(NamedTuple):
-    """One event.
+    """One event."""
 
-    Attributes:
-        number: Counts the events from 0; the field `n`, which the result repeats.
-        key: Under which it is put.
-        text: Its JSON.
-    """
-
-    number: int
-    key: str
-    text: bytes
+    number: int  # counts the events from 0; the field `n`, which the result repeats
+    key: str  # under which it is put
+    text: bytes  # its JSON
 
 
 def soak_job(name: str) -> Job:

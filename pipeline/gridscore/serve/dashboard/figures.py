@@ -40,24 +40,16 @@ def health(findings: Sequence[Finding]) -> str:
 
 
 class Worker(NamedTuple):
-    """A worker as a row of a table.
-
-    Attributes:
-        ranges: The partitions that it owns, as `0-67, 70`.
-        lag: Events that wait in them.
-        cost: Microseconds of CPU for an event, over all it has scored.
-        stage: Where most of them go.
-        remark: What is unusual about it; empty if nothing is.
-    """
+    """A worker as a row of a table."""
 
     record: WorkerRecord
     figures: JobFigures
     partitions: int
-    ranges: str
-    lag: int
-    cost: float
-    stage: str
-    remark: str
+    ranges: str  # the partitions that it owns, as `0-67, 70`
+    lag: int  # events that wait in them
+    cost: float  # microseconds of CPU for an event, over all it has scored
+    stage: str  # where most of them go
+    remark: str  # what is unusual about it; empty if nothing is
 
 
 def workers_of(overview: Overview, status: JobStatus) -> list[Worker]:

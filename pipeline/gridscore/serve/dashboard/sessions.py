@@ -26,15 +26,10 @@ _FORM = re.compile(r"(([0-9a-f]{12})\.([0-9]{1,12})\.[\w-]{16})\.([0-9a-f]{64})"
 
 
 class Visit(NamedTuple):
-    """Who asks for a page.
+    """Who asks for a page."""
 
-    Attributes:
-        key: That was shown; None if none is asked for.
-        session: Of it.
-    """
-
-    key: Key | None
-    session: str = ""
+    key: Key | None  # that was shown; None if none is asked for
+    session: str = ""  # of it
 
     @property
     def by(self) -> str:

@@ -18,37 +18,23 @@ if TYPE_CHECKING:
 
 
 class Asked(NamedTuple):
-    """What is to be done.
-
-    Attributes:
-        version: Of the model.
-        letter: ID of a dead letter; all if empty.
-        why: The reason, for logs.
-    """
+    """What is to be done."""
 
     grid: Grid
     record: JobRecord
-    version: int | None
-    letter: str
-    why: str
+    version: int | None  # of the model
+    letter: str  # ID of a dead letter; all if empty
+    why: str  # the reason, for logs
 
 
 class Verb(NamedTuple):
-    """Something that can be done.
+    """Something that can be done."""
 
-    Attributes:
-        title: What a button says.
-        means: What happens then, for the confirmation.
-        do: Does it, and says what has come of it.
-        of_model: Whether it moves the model's alias, so that a key needs the model, too.
-        is_grave: Whether it cannot be undone.
-    """
-
-    title: str
-    means: str
-    do: Callable[[Asked], Awaitable[str]]
-    of_model: bool = False
-    is_grave: bool = False
+    title: str  # what a button says
+    means: str  # what happens then, for the confirmation
+    do: Callable[[Asked], Awaitable[str]]  # does it, and says what has come of it
+    of_model: bool = False  # whether it moves the model's alias, so that a key needs the model, too
+    is_grave: bool = False  # whether it cannot be undone
 
 
 async def _suspend(asked: Asked) -> str:

@@ -58,19 +58,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Position(msgspec.Struct, frozen=True):
-    """How far a partition has come.
+    """How far a partition has come."""
 
-    Attributes:
-        next: The offset.
-        epoch: Of the lease under which it was delivered.
-        last: The sequence of the last result that was delivered; -1 if it had none.
-        check: CRC-32 of that result's text.
-    """
-
-    next: int
-    epoch: int
-    last: int
-    check: int
+    next: int  # the offset
+    epoch: int  # of the lease under which it was delivered
+    last: int  # the sequence of the last result that was delivered; -1 if it had none
+    check: int  # CRC-32 of that result's text
 
 
 class Transactions:

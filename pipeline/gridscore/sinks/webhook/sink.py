@@ -84,47 +84,29 @@ class _NeverError(Exception):
 
 @dataclass(slots=True)
 class _Fate:
-    """What happened to a result, across deliveries of it.
-
-    Attributes:
-        began: When the first attempt that was put off began, of the monotonic clock.
-        due: It must not be tried again before.
-        tries: How often it was tried since.
-        said: The last answer, if it was put off, with advice.
-        stops: The time of day at which the sink stops if it is still put off.
-        answered: Whether the hook has taken or refused it.
-        refused: Why the hook does not take it.
-    """
+    """What happened to a result, across deliveries of it."""
 
     partition: int
-    began: float = 0.0
-    due: float = 0.0
-    tries: int = 0
-    said: str = ""
-    stops: str = ""
-    answered: bool = False
-    refused: str | None = None
+    began: float = 0.0  # when the first attempt that was put off began, of the monotonic clock
+    due: float = 0.0  # it must not be tried again before
+    tries: int = 0  # how often it was tried since
+    said: str = ""  # the last answer, if it was put off, with advice
+    stops: str = ""  # the time of day at which the sink stops if it is still put off
+    answered: bool = False  # whether the hook has taken or refused it
+    refused: str | None = None  # why the hook does not take it
 
 
 @dataclass(slots=True)
 class _Round:
-    """One delivery.
+    """One delivery."""
 
-    Attributes:
-        until: Nothing may be sent later.
-        waiting: Results to be sent by key, in order, each with its identity.
-        ready: Keys without a request under way.
-        left: How many were not sent before `until`.
-        failure: What ends the delivery.
-        over: Set with `failure`.
-    """
-
-    until: float
+    until: float  # nothing may be sent later
+    # Results to be sent by key, in order, each with its identity.
     waiting: dict[Any, deque[tuple[str, Delivered]]] = field(default_factory=dict)
-    ready: deque[Any] = field(default_factory=deque)
-    left: int = 0
-    failure: GridscoreError | None = None
-    over: asyncio.Event = field(default_factory=asyncio.Event)
+    ready: deque[Any] = field(default_factory=deque)  # keys without a request under way
+    left: int = 0  # how many were not sent before `until`
+    failure: GridscoreError | None = None  # what ends the delivery
+    over: asyncio.Event = field(default_factory=asyncio.Event)  # set with `failure`
 
     def add(self, identity: str, result: Delivered) -> None:
         key = (type(result.key), result.key)

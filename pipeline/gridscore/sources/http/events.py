@@ -17,16 +17,11 @@ MAX_KEY = 512
 
 
 class EventError(NamedTuple):
-    """Why something in a request is not an event.
+    """Why something in a request is not an event."""
 
-    Attributes:
-        number: Its index among the events of the request.
-        too_large: Whether its size is the reason.
-    """
-
-    number: int
+    number: int  # its index among the events of the request
     error: str
-    too_large: bool = False
+    too_large: bool = False  # whether its size is the reason
 
 
 @dataclass(slots=True)

@@ -32,24 +32,15 @@ _AGAIN = "Send what is not confirmed again later, under the same keys; some of i
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """The events of one request.
-
-    Attributes:
-        confirmed: How many the grid has, with their backups, from the request's beginning on.
-        open: How many it does not have yet.
-        size: Bytes of these.
-        error: Why it never will have them.
-        moved: Set when the figures change.
-        pieces: What is not confirmed, in the order of the request.
-    """
+    """The events of one request."""
 
     map_name: str
-    confirmed: int = 0
-    open: int = 0
-    size: int = 0
-    error: GridscoreError | None = None
-    moved: asyncio.Event = field(default_factory=asyncio.Event)
-    pieces: deque[_Piece] = field(default_factory=deque)
+    confirmed: int = 0  # how many the grid has, with their backups, from the request's beginning on
+    open: int = 0  # how many it does not have yet
+    size: int = 0  # bytes of these
+    error: GridscoreError | None = None  # why it never will have them
+    moved: asyncio.Event = field(default_factory=asyncio.Event)  # set when the figures change
+    pieces: deque[_Piece] = field(default_factory=deque)  # what is not confirmed, in the order of the request
 
 
 @dataclass(slots=True, eq=False)
@@ -62,22 +53,15 @@ class _Piece:
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    """What waits for one map.
+    """What waits for one map."""
 
-    Attributes:
-        pieces: What the runner has not taken.
-        events: How many wait or are under way.
-        moved_at: When the grid last confirmed something, or something came into the empty lane.
-        waiting: Why the runner puts nothing, if it has said so.
-    """
-
-    pieces: deque[_Piece] = field(default_factory=deque)
+    pieces: deque[_Piece] = field(default_factory=deque)  # what the runner has not taken
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     room: asyncio.Event = field(default_factory=asyncio.Event)
-    events: int = 0
+    events: int = 0  # how many wait or are under way
     bytes: int = 0
-    moved_at: float = 0.0
-    waiting: Waiting | None = None
+    moved_at: float = 0.0  # when the grid last confirmed something, or something came into the empty lane
+    waiting: Waiting | None = None  # why the runner puts nothing, if it has said so
 
 
 class Intake:

@@ -31,30 +31,19 @@ class FilePosition(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     A file is recognized by device and inode, as long as it begins with what has been read of it; with another device or
     inode (packed, copied, or on another disk), by that beginning alone.
-
-    Attributes:
-        identity: Its permanent name: the keys of its events begin with it.
-        path: Where it was seen last.
-        generation: How often the inode had other content before.
-        offset: Bytes that have been read, unpacked.
-        line: Lines that have been read.
-        head: Hash of the beginning of what has been read.
-        last: Hash of the end of what has been read.
-        finished: Whether nothing can follow, because the file is packed and was read to its end.
-        at: When the grid got this, in seconds since 1970.
     """
 
-    identity: str
-    path: str
+    identity: str  # its permanent name: the keys of its events begin with it
+    path: str  # where it was seen last
     device: int
     inode: int
-    generation: int = 0
-    offset: int = 0
-    line: int = 0
-    head: str = ""
-    last: str = ""
-    finished: bool = False
-    at: float = 0.0
+    generation: int = 0  # how often the inode had other content before
+    offset: int = 0  # bytes that have been read, unpacked
+    line: int = 0  # lines that have been read
+    head: str = ""  # hash of the beginning of what has been read
+    last: str = ""  # hash of the end of what has been read
+    finished: bool = False  # whether nothing can follow, because the file is packed and was read to its end
+    at: float = 0.0  # when the grid got this, in seconds since 1970
 
     def is_of(self, stream: BinaryIO, head: bytes) -> bool:
         """Whether a file begins with what has been read.

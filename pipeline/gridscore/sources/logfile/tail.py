@@ -29,17 +29,11 @@ PACKED_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 class Record(NamedTuple):
-    """A line, or several of one CSV record.
+    """A line, or several of one CSV record."""
 
-    Attributes:
-        offset: Of its first byte in the file, unpacked.
-        line: Number of its first line, from 1.
-        raw: Its bytes without the line end; the first ones if it is too long.
-    """
-
-    offset: int
-    line: int
-    raw: bytes
+    offset: int  # of its first byte in the file, unpacked
+    line: int  # number of its first line, from 1
+    raw: bytes  # its bytes without the line end; the first ones if it is too long
     too_long: bool = False
 
 

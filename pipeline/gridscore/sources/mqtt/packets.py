@@ -20,21 +20,13 @@ _USER_PROPERTY, _SUBSCRIPTION = 0x26, 0x0B
 
 
 class Message(NamedTuple):
-    """A message.
+    """A message."""
 
-    Attributes:
-        topic: Its bytes.
-        payload: Its bytes.
-        receipt: The packet that confirms it; empty with QoS 0.
-        properties: As they came; empty if there are none, and by MQTT 3.1.1.
-        left_out: Bytes of its end, of its payload at least, that were left out because it is too large.
-    """
-
-    topic: bytes
-    payload: bytes
-    receipt: bytes = b""
-    properties: bytes = b""
-    left_out: int = 0
+    topic: bytes  # its bytes
+    payload: bytes  # its bytes
+    receipt: bytes = b""  # the packet that confirms it; empty with QoS 0
+    properties: bytes = b""  # as they came; empty if there are none, and by MQTT 3.1.1
+    left_out: int = 0  # bytes of its end, of its payload at least, that were left out because it is too large
 
 
 def read_message(first: int, body: bytes, length: int, *, five: bool) -> Message:

@@ -22,36 +22,22 @@ _TIMES = {"date", "timestamp without time zone", "timestamp with time zone"}
 
 
 class Row(NamedTuple):
-    """One row.
+    """One row."""
 
-    Attributes:
-        key: None if one of its columns is null.
-        text: The row as JSON.
-        mark: The polled column, as text; None if there is none, or it is null.
-    """
-
-    key: str | int | None
-    text: str
-    mark: str | None
+    key: str | int | None  # None if one of its columns is null
+    text: str  # the row as JSON
+    mark: str | None  # the polled column, as text; None if there is none, or it is null
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A SELECT whose columns are known.
+    """A SELECT whose columns are known."""
 
-    Attributes:
-        text: The SELECT.
-        types: Its columns, with PostgreSQL's names of their types.
-        key: Columns of the key.
-        separator: What joins them.
-        mark: The polled column, if there is one.
-    """
-
-    text: str
-    types: dict[str, str]
-    key: tuple[str, ...]
-    separator: str
-    mark: str | None = None
+    text: str  # the SELECT
+    types: dict[str, str]  # its columns, with PostgreSQL's names of their types
+    key: tuple[str, ...]  # columns of the key
+    separator: str  # what joins them
+    mark: str | None = None  # the polled column, if there is one
 
     @property
     def has_whole_keys(self) -> bool:
