@@ -179,11 +179,7 @@ def client_settings(
 
 
 def made(kind: Callable[[dict[str, Any]], _Client], settings: dict[str, Any], topic: str) -> _Client:
-    """A client.
-
-    Raises:
-        KafkaRefusedError: Its settings are refused.
-    """
+    """A client. Raises KafkaRefusedError if its settings are refused."""
     try:
         return kind(settings)
     except KafkaException as error:

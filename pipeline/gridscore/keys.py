@@ -137,11 +137,7 @@ class Keys:
         return sorted(found.values(), key=lambda key: (key.created_at, key.id))
 
     async def revoke(self, name: str) -> None:
-        """Remove a key: servers refuse it within a second.
-
-        Raises:
-            UsageError: There is none.
-        """
+        """Remove a key: servers refuse it within a second. Raises UsageError if there is none."""
         if await self._records.get(name) is None:
             raise UsageError(f"There is no key `{name}`.", "`gridscore key list` lists them.")
         await self._records.delete(name)

@@ -110,11 +110,7 @@ def autoscale(
 
 
 def _words(command: str | None) -> list[str] | None:
-    """The words of a command.
-
-    Raises:
-        UsageError: It is not one, or cannot say how many workers are wanted.
-    """
+    """The words of a command. Raises UsageError if it is not one, or cannot say how many workers are wanted."""
     if command is None:
         return None
     try:
@@ -314,11 +310,7 @@ class _Scaler:
 
 
 async def _execute(words: list[str]) -> None:
-    """Run the user's command.
-
-    Raises:
-        ScaleError: It failed, or does not end.
-    """
+    """Run the user's command. Raises ScaleError if it failed, or does not end."""
     try:
         process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL)
     except OSError as error:

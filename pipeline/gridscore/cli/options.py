@@ -294,11 +294,7 @@ async def answered(grid: Grid, asking: Awaitable[_T], times: float = _TIMES) -> 
 
 
 def valid(kind: Any, option: str, text: str) -> str:
-    """The text of an option, if it is one of a kind.
-
-    Raises:
-        UsageError: It is not.
-    """
+    """The text of an option, if it is one of a kind. Raises UsageError if it is not."""
     from pydantic import TypeAdapter, ValidationError
 
     try:

@@ -116,11 +116,7 @@ def status(
 
 
 async def _look(grid: Grid, observer: FlowObserver, history: History, seconds: float) -> Flow:
-    """Look about once a second; returns the last look.
-
-    Raises:
-        GridError: The cluster does not answer in time.
-    """
+    """Look about once a second; returns the last look. Raises GridError if the cluster does not answer in time."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     while True:

@@ -102,11 +102,7 @@ async def _opened(grid: Grid, map_name: str, start: Start) -> ResultStream:
 
 
 async def _awaited(grid: Grid, target: str, seconds: float) -> str:
-    """The map that is meant, once it is there.
-
-    Raises:
-        MapNotFoundError: It is not there in time.
-    """
+    """The map that is meant, once it is there. Raises MapNotFoundError if it is not there in time."""
     deadline = time.monotonic() + seconds
     said = False
     while True:
@@ -122,11 +118,7 @@ async def _awaited(grid: Grid, target: str, seconds: float) -> str:
 
 
 async def _result_map(grid: Grid, target: str) -> str:
-    """The map that is meant by the name of a map or of a job.
-
-    Raises:
-        MapNotFoundError: It is neither.
-    """
+    """The map that is meant by the name of a map or of a job. Raises MapNotFoundError if it is neither."""
     from gridscore.job import Jobs
     from gridscore.texts import nearest
 
@@ -159,11 +151,7 @@ class _Tail:
         self._skipped = 0
 
     async def follow(self) -> None:
-        """Print until the limit, or until cancelled.
-
-        Raises:
-            GridError: The connection is lost for good.
-        """
+        """Print until the limit, or until cancelled. Raises GridError if the connection is lost for good."""
         ticking = asyncio.create_task(self._tick())
         began = time.monotonic()
         try:

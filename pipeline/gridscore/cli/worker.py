@@ -177,11 +177,7 @@ def command_of(jobs: str | None, lease: float, connection: Connection) -> list[s
 
 
 def _count(text: str) -> int:
-    """How many processes.
-
-    Raises:
-        UsageError: The text is neither a number of them nor `auto`.
-    """
+    """How many processes. Raises UsageError if the text is neither a number of them nor `auto`."""
     from gridscore.errors import UsageError
     from gridscore.scoring.processes import core_count
 

@@ -49,11 +49,7 @@ class Answers:
         return self._outcomes.is_idle
 
     async def open(self) -> Answers:
-        """Begin to read results.
-
-        Raises:
-            JournalMissingError: One of the maps has no journal.
-        """
+        """Begin to read results. Raises JournalMissingError if one of the maps has no journal."""
         await Journal(self._grid, self._producer.map_name).bounds(0)
         await self._outcomes.open()
         return self

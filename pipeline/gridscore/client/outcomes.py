@@ -119,11 +119,7 @@ class Outcomes:
         return not self._waiting
 
     async def open(self) -> Outcomes:
-        """Begin to read.
-
-        Raises:
-            JournalMissingError: The result map has no journal.
-        """
+        """Begin to read. Raises JournalMissingError if the result map has no journal."""
         try:
             await self._follower.open("latest")
             self._dispatching = asyncio.create_task(self._dispatch())

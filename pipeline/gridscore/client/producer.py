@@ -183,12 +183,7 @@ class Producer:
         return count
 
     async def flush(self) -> None:
-        """Wait until everything that was sent is confirmed.
-
-        Raises:
-            BackPressureError: As `put`.
-            GridError: As `put`.
-        """
+        """Wait until everything that was sent is confirmed. Raises BackPressureError: as `put`; GridError: as `put`."""
         sent, self._sent = self._sent, Receipt()
         await sent.confirmed()
 

@@ -261,11 +261,7 @@ async def list_letters(grid: Grid, job: str, limit: int, before: Listed | None =
 
 
 async def get_letter(grid: Grid, job: str, key: str) -> DeadLetter:
-    """The dead letter with that key.
-
-    Raises:
-        JobError: There is none.
-    """
+    """The dead letter with that key. Raises JobError if there is none."""
     value = await value_of(grid, job, key) if await grid.has_map(map_of(job)) else None
     if value is None:
         raise JobError(

@@ -194,11 +194,7 @@ class EventDecoder:
         self._cells = None if module is None else module.Decoder(tuple(map(_cell, job.schema_.items()))).decode
 
     def decode(self, payload: bytes) -> Event:
-        """Decode one event.
-
-        Raises:
-            DecodeError: It is not JSON, or breaks the schema.
-        """
+        """Decode one event. Raises DecodeError if it is not JSON, or breaks the schema."""
         try:
             return self._decode(payload)
         except (ValueError, RecursionError) as error:

@@ -16,11 +16,7 @@ _SAMPLE = 10_000
 
 
 def sample_of(path: Path) -> Iterable[dict[str, Any]]:
-    """The first rows of a table.
-
-    Raises:
-        TableError: It cannot be read.
-    """
+    """The first rows of a table. Raises TableError if it cannot be read."""
     import pandas as pd
 
     from gridscore.features import tables

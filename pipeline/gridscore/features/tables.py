@@ -156,11 +156,7 @@ def read_history(path: Path | str, job: Job, keys: Sequence[str] = (), *, keep: 
 
 
 def read_lookup(path: Path | str, job: Job, name: str) -> pd.DataFrame:
-    """Read the table of a lookup: its fields and its key are columns.
-
-    Raises:
-        TableError: It cannot be read.
-    """
+    """Read the table of a lookup: its fields and its key are columns. Raises TableError if it cannot be read."""
     lookup = job.lookups[name]
     kinds = kinds_of(lookup.fields)
     nodes = compile_keys(lookup, job.schema_)
@@ -173,11 +169,7 @@ def read_lookup(path: Path | str, job: Job, name: str) -> pd.DataFrame:
 
 
 def find_lookup(directory: Path, name: str) -> Path:
-    """The file of a lookup in a directory.
-
-    Raises:
-        TableError: There is none.
-    """
+    """The file of a lookup in a directory. Raises TableError if there is none."""
     for suffix in _SUFFIXES:
         path = directory / f"{name}{suffix}"
         if path.is_file():
@@ -680,11 +672,7 @@ def _rfc3339(micros: int) -> str:
 
 
 def take_columns(frame: pd.DataFrame, names: Sequence[str], source: str) -> pd.DataFrame:
-    """Columns of a table as they are.
-
-    Raises:
-        TableError: One is missing.
-    """
+    """Columns of a table as they are. Raises TableError if one is missing."""
     for name in names:
         if name not in frame.columns:
             raise TableError(

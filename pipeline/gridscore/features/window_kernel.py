@@ -106,11 +106,7 @@ class Head(NamedTuple):
 
 
 def head_of(state: bytes) -> Head:
-    """What a state begins with.
-
-    Raises:
-        ValueError: It is not one.
-    """
+    """What a state begins with. Raises ValueError if it is not one."""
     try:
         return Head(*_HEADER.unpack_from(state))
     except struct.error:

@@ -200,11 +200,7 @@ class Grid:
         return name in await transport.map_names(self.client) or await transport.map_size(self.client, name) > 0
 
     async def require_map(self, name: str) -> None:
-        """Refuse a lookup map that does not exist.
-
-        Raises:
-            MapNotFoundError: There is no such map.
-        """
+        """Refuse a lookup map that does not exist. Raises MapNotFoundError if there is no such map."""
         if not await self.has_map(name):
             raise MapNotFoundError(
                 f"The lookup map `{name}` does not exist in the cluster.",

@@ -231,11 +231,7 @@ def config_identity(config: Path | None) -> str | None:
 
 
 def parse_heap(text: str) -> int:
-    """A heap size in bytes.
-
-    Raises:
-        UsageError: It is not a number followed by `m` or `g`.
-    """
+    """A heap size in bytes. Raises UsageError if it is not a number followed by `m` or `g`."""
     match = re.fullmatch(r"(\d+)([mg])", text.strip().lower())
     if not match:
         raise UsageError(f"The heap `{text}` is not a size.", "Write it as 512m or 2g.")

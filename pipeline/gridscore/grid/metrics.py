@@ -40,11 +40,7 @@ class Sample:
 
 
 def heap_of(blob: bytes) -> Sample:
-    """Read a blob.
-
-    Raises:
-        GridError: We do not understand it, or it says nothing about the heap.
-    """
+    """Read a blob. Raises GridError if we do not understand it, or it says nothing about the heap."""
     try:
         found = _find(blob)
         collections = found["minor"] + found["major"] + found.get("unknown", 0)

@@ -92,11 +92,7 @@ class Records:
         self.map_name = map_name
 
     async def get(self, key: str) -> Record | None:
-        """The record of that key, or None.
-
-        Raises:
-            BadRecordError: Something else is there.
-        """
+        """The record of that key, or None. Raises BadRecordError if something else is there."""
         found = await self._value(key)
         return None if found is None else as_record(self.map_name, self._key(key), found)
 
@@ -115,11 +111,7 @@ class Records:
         return found
 
     async def create(self, key: str, value: dict[str, Any]) -> Record:
-        """Write a record that does not exist yet.
-
-        Raises:
-            ConflictError: It exists.
-        """
+        """Write a record that does not exist yet. Raises ConflictError if it exists."""
         await self._map()  # known by name from now on
         text = record_text(value)
         data = self._key(key)
@@ -242,11 +234,7 @@ class Records:
 
 
 def as_record(map_name: str, key: bytes, value: bytes) -> Record:
-    """The record of a serialized entry.
-
-    Raises:
-        BadRecordError: It is not valid.
-    """
+    """The record of a serialized entry. Raises BadRecordError if it is not valid."""
     name = ""
     try:
         name = key_text(key)
@@ -262,11 +250,7 @@ def as_record(map_name: str, key: bytes, value: bytes) -> Record:
 
 
 def key_text(key: bytes) -> str:
-    """The string that a serialized key is.
-
-    Raises:
-        ValueError: It is something else.
-    """
+    """The string that a serialized key is. Raises ValueError if it is something else."""
     if (kind := wire.type_of(key)) != STRING:
         raise ValueError(f"its key is not a string, but of Hazelcast's type {kind}")
     return key[_HEADER:].decode()

@@ -105,11 +105,7 @@ class RawMessage(InboundMessage):  # type: ignore[misc]  # the client is untyped
 
 
 def decode_read(message: RawMessage) -> Page | None:
-    """Cut a response into a page; None if nothing was read.
-
-    Raises:
-        ValueError: An item is cut short.
-    """
+    """Cut a response into a page; None if nothing was read. Raises ValueError if an item is cut short."""
     body = message.body
     length = INT.unpack_from(body, 0)[0]
     count = INT.unpack_from(body, 6 + RESPONSE_HEADER_SIZE)[0]

@@ -59,11 +59,7 @@ class Fence:
 
     @classmethod
     def of(cls, lease: float) -> Self:
-        """The times of a lease.
-
-        Raises:
-            UsageError: The lease is too short or too long.
-        """
+        """The times of a lease. Raises UsageError if the lease is too short or too long."""
         if not SHORTEST_SECONDS <= lease <= LONGEST_SECONDS:
             raise UsageError(
                 f"A lease of {lease:g} s is not between {SHORTEST_SECONDS:g} s and a day.", "Give another."

@@ -82,12 +82,7 @@ def limits() -> dict[str, int]:
 
 
 def decode(text: bytes | str) -> LeaseRecord:
-    """The record that a text is.
-
-    Raises:
-        ValueError: It is not valid.
-        RecursionError: It is nested too deep.
-    """
+    """The record that a text is. Raises ValueError if it is not valid; RecursionError if it is nested too deep."""
     record = _decode(text)
     for name, most in limits().items():
         if getattr(record, name) > most:
@@ -96,11 +91,7 @@ def decode(text: bytes | str) -> LeaseRecord:
 
 
 def parse(record: Record, partition_count: int) -> LeaseRecord:
-    """The lease record in a control record.
-
-    Raises:
-        ValueError: It is not valid.
-    """
+    """The lease record in a control record. Raises ValueError if it is not valid."""
     partition_in(record.key, partition_count)
     return decode(record.raw)
 

@@ -86,11 +86,7 @@ def packed(partitions: Iterable[int]) -> str:
 
 
 def unpacked(text: str) -> int:
-    """Partitions of a record, a bit for each.
-
-    Raises:
-        ValueError: It is not valid.
-    """
+    """Partitions of a record, a bit for each. Raises ValueError if it is not valid."""
     try:
         found = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), _MOST_BITS // 8)
     except zlib.error as error:

@@ -292,11 +292,7 @@ class JournalReader:
         return last if compared else _UNKNOWN
 
     async def wait(self) -> None:
-        """Return when something has arrived.
-
-        Raises:
-            GridscoreError: Reading cannot go on at all.
-        """
+        """Return when something has arrived. Raises GridscoreError if reading cannot go on at all."""
         if not self._inbox:
             self._arrived.clear()
             await self._raise_or_wait()

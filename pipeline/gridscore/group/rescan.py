@@ -65,11 +65,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 def request_of(record: Record, partition_count: int) -> Request:
-    """The request in a control record.
-
-    Raises:
-        ValueError: It is not valid.
-    """
+    """The request in a control record. Raises ValueError if it is not valid."""
     partition_in(record.key, partition_count)
     return replace(msgspec.convert(record.value, Request), record=record)
 

@@ -67,11 +67,7 @@ MAX_OPERATIONS = 30_000
 def compile_keys(
     lookup: Lookup | Window, fields: Mapping[str, FieldType], broken: frozenset[str] = frozenset()
 ) -> list[Node]:
-    """The key expressions of a lookup or window.
-
-    Raises:
-        ExpressionError: One cannot be used.
-    """
+    """The key expressions of a lookup or window. Raises ExpressionError if one cannot be used."""
     nodes = []
     for text in lookup.key:
         node = compile_expression(text, Scope(fields, {}, broken=broken))
@@ -87,11 +83,7 @@ def compile_features(
     lookups: Mapping[str, Lookup],
     windows: Collection[str] = (),
 ) -> dict[str, Node]:
-    """The expressions of features by name, in order.
-
-    Raises:
-        ExpressionError: One cannot be used.
-    """
+    """The expressions of features by name, in order. Raises ExpressionError if one cannot be used."""
     compiled: dict[str, Node] = {}
     coded: set[str] = set()
     known = {name: lookup.fields for name, lookup in lookups.items()}
@@ -110,11 +102,7 @@ def compile_margin(
     lookups: Mapping[str, Lookup],
     broken: frozenset[str] = frozenset(),
 ) -> Node:
-    """The expression of a job's margin.
-
-    Raises:
-        ExpressionError: It cannot be used.
-    """
+    """The expression of a job's margin. Raises ExpressionError if it cannot be used."""
     known = {name: lookup.fields for name, lookup in lookups.items()}
     node = compile_expression(margin.expression, Scope(fields, known, tuple(features), broken=broken))
     if node.type in {Type.STRING, Type.TIMESTAMP}:

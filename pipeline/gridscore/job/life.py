@@ -161,11 +161,7 @@ class _Value(msgspec.Struct, frozen=True):
 
 
 def _value_of(name: str, value: dict[str, Any]) -> _Value:
-    """What a record holds, its job file unread.
-
-    Raises:
-        JobError: It cannot be used.
-    """
+    """What a record holds, its job file unread. Raises JobError if it cannot be used."""
     try:
         return _Value.of(value)
     except msgspec.ValidationError as error:
@@ -260,11 +256,7 @@ class Jobs:
         return JobRecord.from_record(await self._records.update(job.name, change))
 
     async def check(self, job: Job, *, update: bool = False) -> None:
-        """Refuse a job that `submit` would refuse now, without submitting it.
-
-        Raises:
-            JobError: As of `submit`.
-        """
+        """Refuse a job that `submit` would refuse now, without submitting it. Raises JobError: as of `submit`."""
         await self._refuse_shared_results(job.name, job.results)
         record = await self._records.get(job.name)
         if record is None:
@@ -274,11 +266,7 @@ class Jobs:
             _check_update(record.value, job, update=update or value.state == JobState.FAILED)
 
     async def get(self, name: str) -> JobRecord:
-        """The job of that name.
-
-        Raises:
-            JobError: There is none.
-        """
+        """The job of that name. Raises JobError if there is none."""
         record = await self._records.get(name)
         if record is None:
             raise await self._unknown(name)

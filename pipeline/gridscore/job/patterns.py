@@ -17,11 +17,7 @@ _MEMORY = 1 << 18
 
 @lru_cache(maxsize=1_024)
 def compiled(pattern: str) -> Any:
-    """A pattern, ready to search UTF-8.
-
-    Raises:
-        ExpressionError: It is not one, or too large.
-    """
+    """A pattern, ready to search UTF-8. Raises ExpressionError if it is not one, or too large."""
     import re2  # few jobs have patterns
 
     if len(pattern) > MAX_PATTERN:

@@ -31,11 +31,7 @@ _REFUSED = {
 
 
 def parse(text: str) -> ast.expr:
-    """The syntax tree of an expression.
-
-    Raises:
-        ExpressionError: It is not an expression, or too long or too deep.
-    """
+    """The syntax tree of an expression. Raises ExpressionError if it is not an expression, or too long or too deep."""
     text = text.strip()
     if not text:
         raise ExpressionError("the expression is empty")

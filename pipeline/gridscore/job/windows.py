@@ -61,11 +61,7 @@ def is_windowed(name: str, tree: ast.Call) -> bool:
 
 
 def parse_call(name: str, tree: ast.Call) -> ParsedCall:
-    """Read a call.
-
-    Raises:
-        ExpressionError: It is not one.
-    """
+    """Read a call. Raises ExpressionError if it is not one."""
     example = f"as in `{WINDOWED[name]}`"
     args = list(tree.args)
     if any(isinstance(arg, ast.Starred) for arg in args) or any(each.arg is None for each in tree.keywords):

@@ -21,11 +21,7 @@ def zone_names() -> frozenset[str]:
 
 @cache
 def zone(name: str) -> zoneinfo.ZoneInfo:
-    """A time zone.
-
-    Raises:
-        ExpressionError: There is none of this name.
-    """
+    """A time zone. Raises ExpressionError if there is none of this name."""
     if not re.fullmatch(r"[A-Za-z0-9_+/-]{1,64}", name) or name not in zone_names():
         raise ExpressionError(f"there is no time zone `{name[:64]}`")
     with resources.files("tzdata").joinpath("zoneinfo", *name.split("/")).open("rb") as file:

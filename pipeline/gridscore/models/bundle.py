@@ -56,11 +56,7 @@ def pack(version: ModelVersion, payload: bytes, about: About) -> bytes:
 
 
 def unpack(path: Path) -> Bundle:
-    """Read a bundle.
-
-    Raises:
-        ModelError: It is not one, or too large.
-    """
+    """Read a bundle. Raises ModelError if it is not one, or too large."""
     try:
         with zipfile.ZipFile(path) as archive:
             payload = _read(archive, _MODEL, MAX_SIZE)

@@ -220,11 +220,7 @@ def _check_names(features: Sequence[str], source: str) -> None:
 
 
 def check_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics as plain floats.
-
-    Raises:
-        UsageError: One is not a number, or there are too many.
-    """
+    """Metrics as plain floats. Raises UsageError if one is not a number, or there are too many."""
     if len(metrics) > _MAX_METRICS:
         raise UsageError(f"{len(metrics)} metrics are more than {_MAX_METRICS}.")
     found = {}

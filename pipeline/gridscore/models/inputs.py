@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 
 def parse_metrics(texts: Iterable[str]) -> dict[str, float]:
-    """Metrics from texts like `auc=0.93`.
-
-    Raises:
-        UsageError: One is not a name and a number.
-    """
+    """Metrics from texts like `auc=0.93`. Raises UsageError if one is not a name and a number."""
     metrics: dict[str, float] = {}
     for text in texts:
         name, _, value = text.partition("=")
@@ -36,11 +32,7 @@ def parse_metrics(texts: Iterable[str]) -> dict[str, float]:
 
 
 def parse_tags(texts: Iterable[str]) -> dict[str, str]:
-    """Tags from texts like `owner=ana`.
-
-    Raises:
-        UsageError: One is not a name and a text.
-    """
+    """Tags from texts like `owner=ana`. Raises UsageError if one is not a name and a text."""
     tags: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")

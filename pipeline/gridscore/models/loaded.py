@@ -169,11 +169,7 @@ class LoadedModel:
 
 
 def parse(payload: bytes, source: str) -> Any:
-    """A Booster of bytes that `describe` has passed, for one thread.
-
-    Raises:
-        ModelError: XGBoost refuses them.
-    """
+    """A Booster of bytes that `describe` has passed, for one thread. Raises ModelError if XGBoost refuses them."""
     import xgboost
 
     if tuple(map(int, xgboost.__version__.split(".")[:2])) < OLDEST_XGBOOST:

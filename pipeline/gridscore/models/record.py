@@ -128,11 +128,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def read(cls, value: dict[str, Any] | None, name: str) -> ModelRecord:
-        """The typed value; an empty one for None.
-
-        Raises:
-            ModelError: It does not hold what it should.
-        """
+        """The typed value; an empty one for None. Raises ModelError if it does not hold what it should."""
         if value is None:
             return cls()
         try:
@@ -155,11 +151,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
         return max((number for number, stored in self.versions.items() if stored.content == content), default=None)
 
     def number(self, name: str, alias: str | None, version: int | None) -> int:
-        """The version that an alias, or a number, means.
-
-        Raises:
-            ModelError: There is no such version or alias.
-        """
+        """The version that an alias, or a number, means. Raises ModelError if there is no such version or alias."""
         if version is not None:
             if version not in self.versions:
                 raise ModelError(
@@ -212,11 +204,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, uploads={**self.uploads, upload: now})
 
     def renewed(self, name: str, upload: str, now: float) -> ModelRecord:
-        """With a sign of life of an upload.
-
-        Raises:
-            ModelError: It was cleared away.
-        """
+        """With a sign of life of an upload. Raises ModelError if it was cleared away."""
         if upload not in self.uploads:
             raise _cleared_away(name)
         return self.begun(upload, now)
@@ -283,11 +271,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def deleted(self, name: str, version: int) -> ModelRecord:
-        """Without a version.
-
-        Raises:
-            ModelError: There is no such version, or an alias points at it.
-        """
+        """Without a version. Raises ModelError if there is no such version, or an alias points at it."""
         self.number(name, None, version)
         if pointing := sorted(alias for alias, number in self.aliases.items() if number == version):
             raise ModelError(
@@ -301,11 +285,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def without_alias(self, name: str, alias: str) -> ModelRecord:
-        """Without an alias, and where it pointed.
-
-        Raises:
-            ModelError: There is no such alias.
-        """
+        """Without an alias, and where it pointed. Raises ModelError if there is no such alias."""
         self.number(name, alias, None)
         return msgspec.structs.replace(
             self,
@@ -353,11 +333,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, about=about)
 
     def with_sample(self, name: str, sample: StoredSample) -> ModelRecord:
-        """With an upload made the labelled sample.
-
-        Raises:
-            ModelError: The upload was cleared away.
-        """
+        """With an upload made the labelled sample. Raises ModelError if the upload was cleared away."""
         if sample.upload not in self.uploads:
             raise _cleared_away(name)
         return msgspec.structs.replace(self.without({sample.upload}), sample=sample)

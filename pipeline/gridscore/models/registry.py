@@ -249,22 +249,14 @@ class Registry:
         return found
 
     async def load(self, version: ModelVersion) -> LoadedModel:
-        """A version, fetched and ready to score.
-
-        Raises:
-            ModelError: It cannot be used here.
-        """
+        """A version, fetched and ready to score. Raises ModelError if it cannot be used here."""
         if self._settings.trusted_keys:
             check_signature(version, self._settings.trusted_keys)
         payload = await self.fetch(version.name, version.version)
         return await asyncio.to_thread(LoadedModel.load, version, payload)
 
     async def remove_alias(self, name: str, alias: str, *, why: str = "") -> None:
-        """Remove an alias; the version it points at stays.
-
-        Raises:
-            ModelError: There is no such model or alias.
-        """
+        """Remove an alias; the version it points at stays. Raises ModelError if there is no such model or alias."""
         await self._existing(name)
 
         def remove(current: ModelRecord) -> ModelRecord:
@@ -502,11 +494,7 @@ class Registry:
         await self._chunks.write(name, upload, payload, step)
 
     def entry(self, action: str, **what: Any) -> Entry:
-        """An entry of the log, made now and by this process.
-
-        Raises:
-            UsageError: A reason is too long.
-        """
+        """An entry of the log, made now and by this process. Raises UsageError if a reason is too long."""
         try:
             return msgspec.convert({"at": moment_text(), "by": whoami(), "action": action, **what}, Entry)
         except msgspec.ValidationError as error:
@@ -625,11 +613,7 @@ class Registry:
 
 
 def check_alias(alias: str) -> str:
-    """Refuse an alias that could be taken for a version.
-
-    Raises:
-        UsageError: With the rule.
-    """
+    """Refuse an alias that could be taken for a version. Raises UsageError with the rule."""
     if isinstance(alias, str) and alias.isdigit():
         raise UsageError(f"The alias `{alias}` looks like a version.", "Let it begin with a letter.")
     return check_name(alias, "model alias")

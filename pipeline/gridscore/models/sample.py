@@ -138,11 +138,7 @@ class Sample:
             return translated[np.where(is_code, column, len(texts)).astype(np.int64)]
 
     def pack(self) -> bytes:
-        """As bytes.
-
-        Raises:
-            ModelError: They would be too many.
-        """
+        """As bytes. Raises ModelError if they would be too many."""
         labels, margins = self.labels, self.margins
         packed = _Packed(
             1,
@@ -160,11 +156,7 @@ class Sample:
 
     @classmethod
     def unpack(cls, payload: bytes, source: str) -> Sample:
-        """The sample of these bytes.
-
-        Raises:
-            ModelError: They are not one.
-        """
+        """The sample of these bytes. Raises ModelError if they are not one."""
         try:
             packed = msgspec.msgpack.decode(payload, type=_Packed)
             values = np.frombuffer(packed.values, "<f4").reshape(-1, len(packed.features)).astype(np.float32)

@@ -156,11 +156,7 @@ def early_stopping(version: ModelVersion) -> str | None:
 
 
 def check_name(name: str, what: str = "model name") -> str:
-    """Refuse a name that could not be typed in a job file or on a command line.
-
-    Raises:
-        UsageError: With the rule.
-    """
+    """Refuse a name that could not be typed in a job file or on a command line. Raises UsageError with the rule."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UsageError(
             f"`{name}` is not a {what}.",

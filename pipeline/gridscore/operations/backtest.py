@@ -227,11 +227,7 @@ def _numbers(frame: pd.DataFrame, column: str, source: str, first: int) -> NDArr
 
 
 def require(module: str, what: str) -> None:
-    """Say what is missing before a long run.
-
-    Raises:
-        UsageError: The module is not installed.
-    """
+    """Say what is missing before a long run. Raises UsageError if the module is not installed."""
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:

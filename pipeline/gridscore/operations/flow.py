@@ -102,11 +102,7 @@ class FlowObserver:
         self._journals: dict[str, bool] = {}
 
     async def look(self) -> Flow:
-        """Look once.
-
-        Raises:
-            JobError: There is no such job.
-        """
+        """Look once. Raises JobError if there is no such job."""
         overview = await self._observer.look()
         sources, sinks, heaps, backups = await asyncio.gather(
             source_statuses(self._grid, self._sources),

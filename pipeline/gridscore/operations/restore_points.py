@@ -87,11 +87,7 @@ class Folder:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """A folder that has points, for reading.
-
-        Raises:
-            UsageError: It has none.
-        """
+        """A folder that has points, for reading. Raises UsageError if it has none."""
         try:
             identity = msgspec.json.decode((path / "backup.json").read_bytes()[:1_000], type=_Identity)
         except (OSError, ValueError) as error:

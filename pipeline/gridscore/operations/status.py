@@ -317,11 +317,7 @@ class Observer:
         self._heartbeats = Heartbeats()
 
     async def look(self) -> Overview:
-        """Look once.
-
-        Raises:
-            JobError: There is no such job.
-        """
+        """Look once. Raises JobError if there is no such job."""
         jobs = Jobs(self._grid)
         records = await jobs.all() if self._job is None else [await jobs.get(self._job)]
         workers = self._heartbeats.living(await _workers(self._grid))

@@ -200,11 +200,7 @@ class LiveModel:
         return await self._registry.resolve(model.name, alias=model.alias, version=model.version, release=self._release)
 
     async def load(self, version: ModelVersion) -> ActiveModel:
-        """Fetch, check and warm a version.
-
-        Raises:
-            GridscoreError: It cannot be used.
-        """
+        """Fetch, check and warm a version. Raises GridscoreError if it cannot be used."""
         try:
             return await self._loaded(version)
         except (GridscoreError, HazelcastError):

@@ -147,11 +147,7 @@ class WindowRequests:
         await self._reader.bounds(0)
 
     async def run(self) -> None:
-        """Read answers until cancelled.
-
-        Raises:
-            GridscoreError: Their map has no journal.
-        """
+        """Read answers until cancelled. Raises GridscoreError if their map has no journal."""
         try:
             while True:
                 await self._reader.wait()

@@ -108,11 +108,7 @@ class Feed:
         self.listeners = 0
 
     async def open(self) -> Feed:
-        """Begin to read what is written from now on.
-
-        Raises:
-            JournalMissingError: The map has no journal.
-        """
+        """Begin to read what is written from now on. Raises JournalMissingError if the map has no journal."""
         await self._follower.open("latest")
         self._start, self._end = list(self._follower.positions), list(self._follower.positions)
         self._reading = asyncio.create_task(self._read())

@@ -104,11 +104,7 @@ class GrpcServer:
         self.address = ""
 
     async def open(self) -> None:
-        """Begin to listen.
-
-        Raises:
-            UsageError: The address cannot be listened on.
-        """
+        """Begin to listen. Raises UsageError if the address cannot be listened on."""
         settings = self._settings
         options = (
             ("grpc.max_receive_message_length", settings.max_body),

@@ -222,11 +222,7 @@ class LiveJobs:
         """Whether the cluster has said which jobs there are."""
 
     def get(self, name: str) -> LiveJob:
-        """A job that scores.
-
-        Raises:
-            UnservedError: It does not score now, or cannot score requests.
-        """
+        """A job that scores. Raises UnservedError if it does not score now, or cannot score requests."""
         running = self._running.get(name) or self._next.get(name)
         if running is not None and not running.live.problem:
             return running.live
@@ -241,11 +237,7 @@ class LiveJobs:
         raise UnservedError(503, f"The job `{name}` cannot score yet: {problem}.", "Ask again.")
 
     def record(self, name: str) -> JobRecord:
-        """A job that workers score for.
-
-        Raises:
-            UnservedError: There is none of that name here, or it does not run.
-        """
+        """A job that workers score for. Raises UnservedError if there is none of that name here, or it does not run."""
         record = self.records.get(name)
         if record is None:
             raise UnservedError(404, f"There is no job `{name}` here.", "GET /jobs lists those that there are.")

@@ -82,11 +82,7 @@ class Server:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Serve until told to stop.
-
-        Raises:
-            GridscoreError: It cannot go on, and a retry would not help.
-        """
+        """Serve until told to stop. Raises GridscoreError if it cannot go on, and a retry would not help."""
         try:
             self.http.open(self.app, lambda path: self._dashboard is not None and is_page(path))
             if self.grpc is not None:

@@ -63,11 +63,7 @@ class PartitionChanges(Subscriber):
             self._some.set()
 
     async def run(self) -> None:
-        """Tell the sink until cancelled.
-
-        Raises:
-            GridscoreError: The sink cannot go on.
-        """
+        """Tell the sink until cancelled. Raises GridscoreError if the sink cannot go on."""
         while True:
             await self._some.wait()
             await asyncio.sleep(_GATHER_SECONDS)

@@ -65,11 +65,7 @@ class SinkRecord(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_record(cls, record: Record) -> SinkRecord:
-        """The sink in a control record.
-
-        Raises:
-            ValueError: It is not valid.
-        """
+        """The sink in a control record. Raises ValueError if it is not valid."""
         return msgspec.convert({**record.value, "name": record.key}, cls)
 
     @property

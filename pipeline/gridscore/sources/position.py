@@ -95,11 +95,7 @@ class Positions:
             raise await self._taken(item) from None
 
     async def forget(self, item: str) -> None:
-        """Remove the position of an item that is gone.
-
-        Raises:
-            PositionTakenError: Another process has moved it.
-        """
+        """Remove the position of an item that is gone. Raises PositionTakenError if another process has moved it."""
         before = self._known.pop(item, None)
         if before is not None and not await self._records.remove(before) and await self._records.get(before.key):
             raise await self._taken(item)
@@ -161,11 +157,7 @@ async def forget_all(grid: Grid, source: str) -> int:
 
 
 def position_of(record: Record) -> dict[str, Any]:
-    """The position in a record.
-
-    Raises:
-        GridError: It is not a position.
-    """
+    """The position in a record. Raises GridError if it is not a position."""
     position = record.value.get("position")
     if not isinstance(position, dict):
         raise GridError(

@@ -56,11 +56,7 @@ class GuardedServer:
 
     @property
     def pid(self) -> int:
-        """Its process id.
-
-        Raises:
-            MemberError: It does not run.
-        """
+        """Its process id. Raises MemberError if it does not run."""
         if self._pid is None:
             raise MemberError(f"The {self._title} does not run.")
         return self._pid

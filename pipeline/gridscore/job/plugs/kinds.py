@@ -42,11 +42,7 @@ class PlugKind:
     distribution: str = _OURS  # that it is installed with
 
     def settings_class(self) -> Any:
-        """Its settings model.
-
-        Raises:
-            UsageError: It cannot be loaded, or is of another kind.
-        """
+        """Its settings model. Raises UsageError if it cannot be loaded, or is of another kind."""
         try:
             found = _load(self.settings)
             kind = found.model_fields["kind"].default
@@ -57,11 +53,7 @@ class PlugKind:
         return found
 
     def plug_class(self) -> Any:
-        """Its class.
-
-        Raises:
-            UsageError: Its extra is not installed.
-        """
+        """Its class. Raises UsageError if its extra is not installed."""
         try:
             return _load(self.plug)
         except ModuleNotFoundError as error:
@@ -138,11 +130,7 @@ class PlugKinds(Generic[_Settings, _Plug]):
         return settings.name or name or f"{self.of(settings).name}-{map_name}".replace(":", "-")[:MAX_NAME]
 
     def make(self, grid: Grid, name: str, settings: _Settings) -> _Plug:
-        """A source or sink, not opened yet.
-
-        Raises:
-            UsageError: The libraries of its kind are not installed.
-        """
+        """A source or sink, not opened yet. Raises UsageError if the libraries of its kind are not installed."""
         plug: _Plug = self.of(settings).plug_class()(grid, name, settings)
         return plug
 

@@ -81,11 +81,7 @@ class Flights:
 
 
 def load_flights() -> Flights:
-    """The data, from a cache after the first time.
-
-    Raises:
-        UsageError: The package with the data is not installed.
-    """
+    """The data, from a cache after the first time. Raises UsageError if the package with the data is not installed."""
     import pandas as pd
 
     fingerprint = _fingerprint()
@@ -199,11 +195,7 @@ def missing_extra(*modules: str) -> UsageError:
 
 
 def require_extras() -> None:
-    """Refuse to begin what could not be finished.
-
-    Raises:
-        UsageError: A package of the extra is missing.
-    """
+    """Refuse to begin what could not be finished. Raises UsageError if a package of the extra is missing."""
     absent = [module for module in _MODULES if find_spec(module) is None]
     if absent:
         raise missing_extra(*absent)

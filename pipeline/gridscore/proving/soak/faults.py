@@ -238,11 +238,7 @@ class Faults:
             raise failures.exceptions[0] from None
 
     async def until_safe(self) -> None:
-        """Return when every partition has its backup.
-
-        Raises:
-            MemberError: That does not come to be.
-        """
+        """Return when every partition has its backup. Raises MemberError if that does not come to be."""
         deadline = time.monotonic() + SAFE_SECONDS
         looks = 0
         while looks < _SAFE_LOOKS:

@@ -21,11 +21,7 @@ _VERSION = "v1"
 
 
 def decode_secret(secret: str) -> bytes:
-    """The key in a secret.
-
-    Raises:
-        UsageError: It is not a secret of a web hook. The message does not show it.
-    """
+    """The key in a secret. Raises UsageError if it is not a secret of a web hook. The message does not show it."""
     try:
         key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
     except (binascii.Error, ValueError):

@@ -302,11 +302,7 @@ class WebhookSink:
         return fate
 
     def _put_off(self, fates: Sequence[_Fate], began: float, error: _LaterError) -> None:
-        """Try again after a pause.
-
-        Raises:
-            GridscoreError: The deadline of one of them has passed.
-        """
+        """Try again after a pause. Raises GridscoreError if the deadline of one of them has passed."""
         now = time.monotonic()
         for fate in fates:
             if not fate.began:

@@ -164,11 +164,7 @@ def _checked(body: bytes, begin: int, end: int, first: int) -> tuple[int, int]:
 
 
 def elements_of(body: bytes, begin: int, end: int) -> list[bytes]:
-    """The texts of the elements of a slice.
-
-    Raises:
-        ValueError: It is not one.
-    """
+    """The texts of the elements of a slice. Raises ValueError if it is not one."""
     try:
         return list(map(bytes, _array.decode(b"[%b]" % body[begin:end])))
     except RecursionError:

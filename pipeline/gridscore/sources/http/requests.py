@@ -72,11 +72,7 @@ def _unknown() -> bool:
 
 
 def sequence(name: str, text: str | None) -> int | None:
-    """A sequence, or -1 for any.
-
-    Raises:
-        HTTPException: It is neither.
-    """
+    """A sequence, or -1 for any. Raises HTTPException if it is neither."""
     if text is None:
         return None
     if not re.fullmatch(r"-1|[0-9]{1,18}", text):
@@ -85,11 +81,7 @@ def sequence(name: str, text: str | None) -> int | None:
 
 
 def seconds(name: str, text: str) -> float:
-    """Seconds of `2s`, `500ms` or `1.5`, `MAX_WAIT` at most.
-
-    Raises:
-        HTTPException: It is not one of these.
-    """
+    """Seconds of `2s`, `500ms` or `1.5`, `MAX_WAIT` at most. Raises HTTPException if it is not one of these."""
     matched = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(s|ms)?", text)
     if matched is None:
         raise HTTPException(400, f"`{name}={text}` is not a time: write 2s or 500ms.")
@@ -97,11 +89,7 @@ def seconds(name: str, text: str) -> float:
 
 
 def flag(name: str, text: str) -> bool:
-    """`true` or `false`.
-
-    Raises:
-        HTTPException: It is neither.
-    """
+    """`true` or `false`. Raises HTTPException if it is neither."""
     if text not in ("true", "false"):
         raise HTTPException(400, f"`{name}={text}` is neither true nor false.")
     return text == "true"

@@ -64,11 +64,7 @@ class MessageReader:
         self._overlaps = not {self._key_field, self._headers_field}.isdisjoint(self._named)
 
     def read(self, message: Message) -> tuple[str | int, bytes | None]:
-        """Key and JSON text of the event; None for a tombstone.
-
-        Raises:
-            NoEventError: It is not an event.
-        """
+        """Key and JSON text of the event; None for a tombstone. Raises NoEventError if it is not an event."""
         value: Any = message.value()
         if value is None:
             return self._key_of_tombstone(message), None

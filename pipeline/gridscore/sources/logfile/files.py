@@ -59,11 +59,7 @@ class LogFiles:
         self._at_end = settings.start == "latest" and not positions
 
     def scan(self) -> list[Tail]:
-        """Find the files; returns those to read, oldest first.
-
-        Raises:
-            OSError: A folder cannot be read.
-        """
+        """Find the files; returns those to read, oldest first. Raises OSError if a folder cannot be read."""
         found = {each.inode: each for each in self._list()}
         for inode, tail in list(self._tails.items()):
             here = found.get(inode)

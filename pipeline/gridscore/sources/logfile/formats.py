@@ -163,11 +163,7 @@ def has_header(settings: LogfileSourceSettings) -> bool:
 
 
 def csv_values(raw: bytes, delimiter: str) -> list[str]:
-    """Fields of one record.
-
-    Raises:
-        ValueError: It is not a record, is more than one, or ends within quotes.
-    """
+    """Fields of one record. Raises ValueError if it is not a record, is more than one, or ends within quotes."""
     try:
         rows = list(csv.reader([_text(raw)], delimiter=delimiter, strict=True))
     except csv.Error as error:

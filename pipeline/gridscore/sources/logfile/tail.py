@@ -38,11 +38,7 @@ class Record(NamedTuple):
 
 
 def open_log(path: Path) -> tuple[BinaryIO, bool]:
-    """An opened file, and whether it is packed.
-
-    Raises:
-        OSError: It cannot be opened.
-    """
+    """An opened file, and whether it is packed. Raises OSError if it cannot be opened."""
     raw = path.open("rb", buffering=0)
     packed = raw.read(2) == _GZIP
     if packed:

@@ -74,11 +74,7 @@ class QueryRows:
         await self._source.close()
 
     async def chunks(self) -> AsyncIterator[Sequence[Row | BadRow]]:
-        """The rows.
-
-        Raises:
-            GridscoreError: The database did not answer as it should.
-        """
+        """The rows. Raises GridscoreError if the database did not answer as it should."""
         number = 0
         try:
             async for batch in self._source.batches():
