@@ -175,11 +175,7 @@ class BadRecord:
 
 
 class BadRecordError(GridError):
-    """An entry of a control map is not what it should be.
-
-    Args:
-        record: The entry; see `BadRecord`.
-    """
+    """An entry of a control map is not what it should be. `record`: the entry; see `BadRecord`."""
 
     def __init__(self, record: BadRecord) -> None:
         super().__init__(f"{record}.", "`gridscore repair --dry-run` shows what can be done about it.")

@@ -82,12 +82,7 @@ _LINES = 12
 
 
 def last_lines(lines: Sequence[str], nothing: str = "it logged nothing") -> str:
-    """The last of them, indented.
-
-    Args:
-        lines: Of a log.
-        nothing: Said if there are none.
-    """
+    """The last of them, indented. `lines`: of a log; `nothing`: said if there are none."""
     return "\n".join(f"  {line}" for line in lines[-_LINES:]) or f"  ({nothing})"
 
 

@@ -45,11 +45,7 @@ def _command(line: str) -> None:
 
 @contextmanager
 def told_progress(shown: bool | None = None) -> Iterator[Told | None]:
-    """What to call with how much is done, and of how much, while a bar is shown.
-
-    Args:
-        shown: None means: in a notebook.
-    """
+    """What to call with how much is done, and of how much, while a bar is shown. `shown`: None means: in a notebook."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 

@@ -45,11 +45,7 @@ class Cells(Protocol):
 
 
 class EventColumns:
-    """The events of a batch.
-
-    Args:
-        windows: What each has found in its windows: a column a call.
-    """
+    """The events of a batch. `windows`: what each has found in its windows: a column a call."""
 
     def __init__(
         self, schema: Mapping[str, FieldType], cells: Cells, windows: Sequence[NDArray[np.float64]] = ()

@@ -31,11 +31,7 @@ class Decider:
         self.lookups = frozenset(self._program.lookup_slots)
 
     def decide(self, events: EventColumns, scores: NDArray[np.float32]) -> NDArray[np.intp]:
-        """The number of each event's decision in the job's list.
-
-        Args:
-            scores: Shape (n,) or (n, outputs).
-        """
+        """The number of each event's decision in the job's list. `scores`: shape (n,) or (n, outputs)."""
         count = len(events)
         if count == 0:
             return np.empty(0, np.intp)

@@ -73,11 +73,7 @@ class Needs:
 
 
 async def examine(grid: Grid, *jobs: Needs) -> list[Finding]:
-    """Look at everything that jobs depend on.
-
-    Args:
-        jobs: The maps of each job; without any, `Needs()`.
-    """
+    """Look at everything that jobs depend on. `jobs`: the maps of each job; without any, `Needs()`."""
     try:
         reports = await ask_members(grid)
         members = sum(not member.lite_member for member in grid.members)

@@ -40,11 +40,7 @@ async def value_of(grid: Grid, name: str, key: bytes) -> bytes | None:
 
 
 async def put_absent(grid: Grid, name: str, key: bytes, text: bytes, *, until: float | None = None) -> bool:
-    """Write a JSON text where there is no value; whether there was none.
-
-    Args:
-        until: As in `transport.invoke`.
-    """
+    """Write a JSON text where there is no value; whether there was none. `until`: as in `transport.invoke`."""
     message, partition = wire.encode_put_if_absent(name, key, text), partition_of(key, grid.partition_count)
     return bool(await transport.invoke(grid.client, message, partition, wire.decode_put_if_absent, until=until))
 

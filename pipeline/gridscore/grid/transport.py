@@ -90,11 +90,7 @@ SILENT_HINT = (
 
 
 class SilentMembersError(TimeoutError):
-    """No member answered in time, but some took connections.
-
-    Attributes:
-        addresses: Of these.
-    """
+    """No member answered in time, but some took connections. `addresses`: of these."""
 
     def __init__(self, addresses: Collection[str]) -> None:
         super().__init__("no answer from " + ", ".join(sorted(addresses)))

@@ -45,11 +45,7 @@ _ASK_ALL_SECONDS = 10.0
 
 
 async def request(grid: Grid, group: str, partitions: Iterable[int], reason: str) -> None:
-    """Ask for partitions to be rescanned.
-
-    Args:
-        reason: For people: `gap`, `regression`, `audit`.
-    """
+    """Ask for partitions to be rescanned. `reason`: for people: `gap`, `regression`, `audit`."""
     records = Records(grid, RESCANS_MAP)
     value = {"reason": reason, "at": int(time.time() * 1000)}
     # This replaces an older request, so a worker that has just done that one does not remove it.
@@ -175,11 +171,7 @@ def page_of(events: list[Event], sequence: int = -1) -> Page:
 
 
 class Losses:
-    """Acts on the losses of one group's partitions.
-
-    Args:
-        fail: Ends the reading with an error.
-    """
+    """Acts on the losses of one group's partitions. `fail`: ends the reading with an error."""
 
     def __init__(
         self,

@@ -305,11 +305,7 @@ class Overview:
 
 
 class Observer:
-    """Looks at a cluster's jobs and workers repeatedly.
-
-    Args:
-        job: The only job to look at; default: all.
-    """
+    """Looks at a cluster's jobs and workers repeatedly. `job`: the only job to look at; default: all."""
 
     def __init__(self, grid: Grid, job: str | None = None) -> None:
         self._grid = grid

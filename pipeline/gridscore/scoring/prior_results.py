@@ -49,11 +49,7 @@ async def origins_of(grid: Grid, map_name: str, partition: int, keys: Sequence[b
 
 
 async def scored_in(grid: Grid, map_name: str, partition: int, page: Page, origin: int) -> set[int]:
-    """Indexes in a page of the events that have their result.
-
-    Args:
-        origin: First epoch of the present journal.
-    """
+    """Indexes in a page of the events that have their result. `origin`: first epoch of the present journal."""
     results = await origins_of(grid, map_name, partition, page.keys)
     scored = {key: result.sequence for key, result in results.items() if result.epoch >= origin}
     return {

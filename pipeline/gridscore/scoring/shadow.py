@@ -27,11 +27,7 @@ MOST_WRITES = 512
 
 
 class Shadow:
-    """Scores beside, for one job.
-
-    Args:
-        stats: Where its time is counted, too.
-    """
+    """Scores beside, for one job. `stats`: where its time is counted, too."""
 
     def __init__(self, grid: Grid, record: JobRecord, group: Group, stats: JobStats) -> None:
         plain = record.job.model_copy(update={"result": ResultSpec()})

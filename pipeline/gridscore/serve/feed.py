@@ -87,11 +87,7 @@ class CutOffError(GridscoreError):
 
 
 class Feed:
-    """Results of one map for many listeners.
-
-    Attributes:
-        listeners: Those there are.
-    """
+    """Results of one map for many listeners. `listeners`: those there are."""
 
     def __init__(self, grid: Grid, map_name: str) -> None:
         self._grid, self._map_name = grid, map_name

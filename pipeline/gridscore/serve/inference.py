@@ -92,11 +92,7 @@ SECONDS = 10.0
 
 
 class Inference:
-    """Answers requests of the protocol.
-
-    Args:
-        problem: Why nothing can be asked now; empty if it can.
-    """
+    """Answers requests of the protocol. `problem`: why nothing can be asked now; empty if it can."""
 
     def __init__(self, models: LiveModels, problem: Callable[[], Awaitable[str]], bodies: Bodies) -> None:
         self._models, self._problem, self._bodies = models, problem, bodies

@@ -47,11 +47,7 @@ _NUMBERS = [struct.pack(">ii", number, 0) for number in range(2 * BATCH)]
 
 
 class UnservedError(JobError):
-    """A job does not score requests.
-
-    Args:
-        status: Of HTTP, that says so.
-    """
+    """A job does not score requests. `status`: of HTTP, that says so."""
 
     def __init__(self, status: int, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
@@ -98,11 +94,7 @@ class LiveJob:
         return self._batches.waiting
 
     async def run(self, ready: Callable[[], None]) -> None:
-        """Load everything, then score.
-
-        Args:
-            ready: Called once, when it scores.
-        """
+        """Load everything, then score. `ready`: called once, when it scores."""
         try:
             await self._load()
             self.is_ready = True

@@ -72,11 +72,7 @@ def cut(parts: Mapping[int, Part], most: int) -> tuple[dict[int, Part], dict[int
 
 
 class Collector:
-    """Results that have been read and wait to be delivered.
-
-    Args:
-        only: Deliver only results with these values.
-    """
+    """Results that have been read and wait to be delivered. `only`: deliver only results with these values."""
 
     def __init__(self, grid: Grid, only: Mapping[str, str]) -> None:
         self._client = grid.client

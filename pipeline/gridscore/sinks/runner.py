@@ -491,11 +491,7 @@ def _count(parts: Mapping[int, Part]) -> int:
 
 
 class _Pauses:
-    """Growing pauses between attempts, and what is said of them.
-
-    Args:
-        waits_for: Says what an error has us wait for.
-    """
+    """Growing pauses between attempts, and what is said of them. `waits_for`: says what an error has us wait for."""
 
     def __init__(self, name: str, stats: SinkStats, hidden: Hidden, waits_for: Callable[[Exception], str]) -> None:
         self._hidden = hidden

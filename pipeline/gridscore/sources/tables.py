@@ -88,13 +88,7 @@ class RowMaker:
     def row(
         self, number: int, value: dict[str, Any], text: bytes | None = None, key: str | int | None = None
     ) -> Row | BadRow:
-        """A row.
-
-        Args:
-            value: Its columns.
-            text: Their JSON, if they are to stay as they are.
-            key: If it is known.
-        """
+        """A row. `value`: its columns; `text`: their JSON, if they are to stay as they are; `key`: if it is known."""
         made_key = self._key_of(number, value) if key is None or self._parts else key
         if isinstance(made_key, BadRow):
             return made_key

@@ -91,12 +91,7 @@ class _Entry:
 
 
 class Partition:
-    """One partition of one map.
-
-    Args:
-        ring: Its journal, if the map has one.
-        changed: Called after every change.
-    """
+    """One partition of one map. `ring`: its journal, if the map has one; `changed`: called after every change."""
 
     def __init__(self, ring: Ring | None, changed: Callable[[Change], None]) -> None:
         self.ring = ring

@@ -22,11 +22,7 @@ _CALM_SECONDS = 120.0
 
 
 class Patience:
-    """Of one process.
-
-    Args:
-        interrupted: The error of an other side that is away, or refuses for now.
-    """
+    """Of one process. `interrupted`: the error of an other side that is away, or refuses for now."""
 
     def __init__(self, grid: Grid, interrupted: type[GridscoreError]) -> None:
         self._grid, self._interrupted = grid, interrupted

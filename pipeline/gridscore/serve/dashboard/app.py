@@ -65,11 +65,7 @@ def is_page(path: str) -> bool:
 
 
 class Dashboard:
-    """Answers requests for pages.
-
-    Args:
-        guard: Knows who comes.
-    """
+    """Answers requests for pages. `guard`: knows who comes."""
 
     def __init__(self, grid: Grid, settings: PostSettings, guard: Guard) -> None:
         self._grid, self._guard = grid, guard

@@ -38,11 +38,7 @@ SELECT EXISTS (
 
 
 class ResultTable:
-    """The table that a sink keeps.
-
-    Args:
-        place: Of the database, for messages.
-    """
+    """The table that a sink keeps. `place`: of the database, for messages."""
 
     def __init__(self, settings: PostgresSinkSettings, place: str) -> None:
         self._settings = settings

@@ -49,11 +49,7 @@ _TEXT = ("", "text/plain")  # as `navigator.sendBeacon` sends a string, or a blo
 
 
 class EventsApp:
-    """Answers requests; the events go into the intake.
-
-    Args:
-        intake: Where events wait for the grid.
-    """
+    """Answers requests; the events go into the intake. `intake`: where events wait for the grid."""
 
     def __init__(self, grid: Grid, settings: HttpSourceSettings, intake: Intake) -> None:
         self._grid, self._settings, self._intake = grid, settings, intake

@@ -50,11 +50,7 @@ class _Waiting:
 
 
 class Connections:
-    """The connections of one source.
-
-    Args:
-        of_address: Most connections of one address.
-    """
+    """The connections of one source. `of_address`: most connections of one address."""
 
     def __init__(self, of_address: int) -> None:
         self._of_address = of_address

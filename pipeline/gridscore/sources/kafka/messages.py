@@ -22,12 +22,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class NoEventError(Exception):
-    """A message that cannot be an event.
-
-    Args:
-        error: Why.
-        key: That it would have had, as far as that is known.
-    """
+    """A message that cannot be an event. `error`: why; `key`: that it would have had, as far as that is known."""
 
     def __init__(self, error: str, key: str | int | None = None) -> None:
         super().__init__(error)

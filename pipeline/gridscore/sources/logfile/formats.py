@@ -40,14 +40,7 @@ class LogFormat:
     quoted = False
 
     def parse(self, raw: bytes) -> Parsed:
-        """An event.
-
-        Args:
-            raw: One record, without its line end.
-
-        Raises:
-            ValueError: It is not an event.
-        """
+        """An event. `raw`: one record, without its line end. Raises ValueError if it is not an event."""
         raise NotImplementedError
 
 

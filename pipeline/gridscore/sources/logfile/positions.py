@@ -46,11 +46,7 @@ class FilePosition(msgspec.Struct, kw_only=True, omit_defaults=True):
     at: float = 0.0  # when the grid got this, in seconds since 1970
 
     def is_of(self, stream: BinaryIO, head: bytes) -> bool:
-        """Whether a file begins with what has been read.
-
-        Args:
-            head: Its first `HEAD_BYTES`.
-        """
+        """Whether a file begins with what has been read. `head`: its first `HEAD_BYTES`."""
         if not self.offset or digest(head[: self.offset]) != self.head:
             return False
         if self.finished and self.offset >= HEAD_BYTES:

@@ -220,11 +220,7 @@ class LogfileSource:
 
 
 class _Pace:
-    """Replays a history at its own pace, or faster.
-
-    Attributes:
-        speed: How many times faster; 0 for as fast as possible.
-    """
+    """Replays a history at its own pace, or faster. `speed`: how many times faster; 0 for as fast as possible."""
 
     def __init__(self, settings: LogfileSourceSettings) -> None:
         self.speed = 0.0 if settings.replay_speed in (None, "max") else float(settings.replay_speed or 0)

@@ -96,11 +96,7 @@ class _Client(mqtt.Client):
 
 
 class MqttLink:
-    """One connection. Made anew for each attempt.
-
-    Args:
-        client_id: Under which the broker keeps our session.
-    """
+    """One connection. Made anew for each attempt. `client_id`: under which the broker keeps our session."""
 
     def __init__(self, settings: MqttSourceSettings, client_id: str) -> None:
         self._settings = settings

@@ -22,11 +22,7 @@ _decode = msgspec.json.Decoder().decode
 
 
 class TopicTemplate:
-    """A topic of the settings: `plant/{site}/+/{sensor}`.
-
-    Attributes:
-        filter: As the broker knows it: `plant/+/+/+`.
-    """
+    """A topic of the settings: `plant/{site}/+/{sensor}`. `filter`: as the broker knows it: `plant/+/+/+`."""
 
     def __init__(self, text: str) -> None:
         levels = text.split("/")
