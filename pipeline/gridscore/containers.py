@@ -36,11 +36,9 @@ MEMBER_IMAGE = "docker.io/hazelcast/hazelcast"
 _LABEL = "gridscore."
 _CLUSTER, _ROLE, _JOB, _PORT = (_LABEL + name for name in ("cluster", "role", "job", "port"))
 _CONFIG_FOLDER, _CONFIG_FILE = "/opt/hazelcast", "gridscore.yaml"
-_OVERHEAD_BYTES = 512 << 20
-"""What a member's JVM takes besides its heap."""
+_OVERHEAD_BYTES = 512 << 20  # what a member's JVM takes besides its heap
 _WORKER_BYTES = 1 << 30
-_STOP_SECONDS = 15
-"""How long a worker may take to give its partitions back."""
+_STOP_SECONDS = 15  # how long a worker may take to give its partitions back
 
 
 def _asked(call: Callable[_P, _T]) -> Callable[_P, _T]:

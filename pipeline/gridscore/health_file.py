@@ -6,8 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-VARIABLE = "GRIDSCORE_HEALTH_FILE"
-"""Environment variable that names the file; without it there is none."""
+VARIABLE = "GRIDSCORE_HEALTH_FILE"  # environment variable that names the file; without it there is none
 
 
 def touch_health_file() -> None:

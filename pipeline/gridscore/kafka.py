@@ -15,9 +15,7 @@ from gridscore.errors import GridscoreError, RefusedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-ANSWER_SECONDS = 10.0
-"""How long a broker may take to answer."""
-
+ANSWER_SECONDS = 10.0  # how long a broker may take to answer
 _POLL_SECONDS = 0.05
 _LEFT_TO_TELL = 3.0  # a client that cannot connect tries every second at first: its errors say more than a time-out
 

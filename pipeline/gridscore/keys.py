@@ -28,12 +28,8 @@ if TYPE_CHECKING:
 
 KEYS_MAP = "gridscore.keys"
 
-MOST = 10_000
-"""Keys that a cluster holds."""
-
-RATE = "[1-9][0-9]{0,6}/[smh]"
-"""The form of a rate."""
-
+MOST = 10_000  # keys that a cluster holds
+RATE = "[1-9][0-9]{0,6}/[smh]"  # the form of a rate
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3_600.0}
 _PAUSE_SECONDS = 0.5
 _FORM = re.compile(r"gs_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
@@ -42,17 +38,11 @@ _FORM = re.compile(r"gs_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 class Role(StrEnum):
     """What a key is for."""
 
-    SCORE = "score"
-    """`POST /score/JOB`, and models by the Open Inference Protocol."""
-
-    INGEST = "ingest"
-    """`POST /events/MAP`; and, with `score`, `POST /score/JOB?record=true`."""
-
-    READ = "read"
-    """Results, and lists of what there is; the dashboard."""
-
+    SCORE = "score"  # `POST /score/JOB`, and models by the Open Inference Protocol
+    INGEST = "ingest"  # `POST /events/MAP`; and, with `score`, `POST /score/JOB?record=true`
+    READ = "read"  # results, and lists of what there is; the dashboard
+    # What the dashboard can do: suspend and resume jobs, promote models, replay and discard dead letters.
     OPERATE = "operate"
-    """What the dashboard can do: suspend and resume jobs, promote models, replay and discard dead letters."""
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+# How long the module may take to stop in order; much longer only if the cluster that it speaks to is gone as well.
 STOP_SECONDS = 5.0
-"""How long the module may take to stop in order; much longer only if the cluster that it speaks to is gone as well."""
 
 _HAD_TO_END = 70  # EX_SOFTWARE
 

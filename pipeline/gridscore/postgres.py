@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10
 
+# Before statements that make something in the database, in one transaction with them: processes that start together
+# would fail with one error or another, for all of `IF NOT EXISTS` and `OR REPLACE`.
 ONE_BY_ONE = "SELECT pg_advisory_xact_lock(hashtext('gridscore'));"
-"""Before statements that make something in the database, in one transaction with them: processes that start together
-would fail with one error or another, for all of `IF NOT EXISTS` and `OR REPLACE`."""
 
 
 class PostgresError(RefusedError):

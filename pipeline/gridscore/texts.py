@@ -61,8 +61,7 @@ def _spelled(found: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-_CELL = 200
-"""Most characters of a cell."""
+_CELL = 200  # most characters of a cell
 
 
 def html_table(*rows: Mapping[str, Any]) -> str:

@@ -17,8 +17,8 @@ import typer
 
 from gridscore.errors import GridError, GridscoreError, UsageError
 
+# After which a shell gets what there is, or nothing: a member that is silent must not hold up who types.
 _COMPLETION_SECONDS = 3.0
-"""After which a shell gets what there is, or nothing: a member that is silent must not hold up who types."""
 
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EROFS)
 
@@ -69,6 +69,7 @@ def root(
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
+# By panel of the help: each command, and the module that has it.
 _COMMANDS = {
     "Start here": {"new": "new", "up": "up", "down": "containers", "logs": "containers", "demo": "demo"},
     "Jobs": {
@@ -117,8 +118,8 @@ _COMMANDS = {
         "soak": "soak",
     },
 }
-"""By panel of the help: each command, and the module that has it."""
 
+# Those that have commands of their own.
 _GROUPS = {
     "jobs": "The jobs of the cluster; without a command, lists them.",
     "job": "Job files: check or begin one, see what it makes of events, or get the JSON Schema for an editor.",
@@ -131,10 +132,9 @@ _GROUPS = {
     "bench": "How fast a worker is on this machine, or your own job on your cluster.",
     "state": "What the windows of an entity hold (`state JOB ENTITY`), and how to fill windows from a history.",
 }
-"""Those that have commands of their own."""
 
+# Those made of settings, without a docstring.
 _MADE = {"serve": "Score requests by HTTP as the stream scores events, and take events and give results beside it."}
-"""Those made of settings, without a docstring."""
 
 
 @functools.cache

@@ -34,8 +34,7 @@ _LOOK_SECONDS = 2.0
 
 _MOST = 512
 _COMMAND_SECONDS = 60.0
-_LONGEST_PAUSE = 60.0
-"""Pause after the number of workers could not be changed, at most; each is twice the one before."""
+_LONGEST_PAUSE = 60.0  # pause after the number of workers could not be changed, at most; each is twice the one before
 
 
 _now = time.monotonic

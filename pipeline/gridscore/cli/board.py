@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from gridscore.operations.status import JobFigures, JobStatus, Overview, WorkerRecord
     from gridscore.sources.status import SourceStatus
 
-_NAME_WIDTH = 8
-"""Least width of a table's first column, however narrow the terminal."""
+_NAME_WIDTH = 8  # least width of a table's first column, however narrow the terminal
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,11 +26,8 @@ if TYPE_CHECKING:
 
     from gridscore.operations.explain import Explanation
 
-_BAR = 20
-"""Characters of the longest bar."""
-
-_LONGEST = 2_000
-"""Characters of a line; `--json` has all."""
+_BAR = 20  # characters of the longest bar
+_LONGEST = 2_000  # characters of a line; `--json` has all
 
 
 def explain(

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 _ANSWER_SECONDS, _TIMES = 15.0, 4
 
+# Names that a shell may put into a command line as they are: of others, pressing the wrong key would run a part, or
+# what looks like a name would be an option.
 _HARMLESS = re.compile(r"(?!-)[\w.:@+-]{1,200}")
-"""Names that a shell may put into a command line as they are: of others, pressing the wrong key would run a part, or
-what looks like a name would be an option."""
 
 _T = TypeVar("_T")
 _Command = TypeVar("_Command", bound="Callable[..., Any]")

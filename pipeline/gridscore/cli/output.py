@@ -31,10 +31,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
 _PIPE_WIDTH = 10_000
-_CELL = 60
-"""Most characters of a cell that is not in the last column."""
-_LAST_CELL = 10
-"""Least characters of the last column, however narrow the terminal."""
+_CELL = 60  # most characters of a cell that is not in the last column
+_LAST_CELL = 10  # least characters of the last column, however narrow the terminal
 
 
 def _environment(stream: TextIO | None) -> Mapping[str, str]:

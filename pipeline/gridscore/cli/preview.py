@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 
     from gridscore.operations.preview import Passed
 
-_LONGEST = 2_000
-"""Characters of a line; `--json` has all."""
+_LONGEST = 2_000  # characters of a line; `--json` has all
 
 
 def preview(

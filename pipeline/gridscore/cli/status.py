@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from gridscore.operations.status import JobStatus
     from gridscore.sources.status import SourceStatus
 
-UNHEALTHY = 10
-"""Exit code when something is not well; those of errors are lower."""
-
+UNHEALTHY = 10  # exit code when something is not well; those of errors are lower
 _WORTH_SHOWING = 0.0005
 _COUNTS = {"lost": "lost", "regressions": "regressions", "dead_letters": "dead letters", "rescued": "rescued"}
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _LINES_A_SECOND = 200
 _LOOK_SECONDS = 0.5
+# Characters of a key, a field and what is not a result, and how many fields, a line shows; `--json` shows all.
 _KEY, _VALUE, _OTHER, _FIELDS = 48, 60, 200, 40
-"""Characters of a key, a field and what is not a result, and how many fields, a line shows; `--json` shows all."""
 _META = ("model", "version", "revision", "sequence", "epoch", "scored_at")
 
 

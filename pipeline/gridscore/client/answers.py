@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from gridscore.client.producer import Producer
     from gridscore.grid import Grid
 
-_LAST_LOOK_SECONDS = 1.0
-"""How long to look for the reason why a result is late."""
+_LAST_LOOK_SECONDS = 1.0  # how long to look for the reason why a result is late
 
 
 class Answers:

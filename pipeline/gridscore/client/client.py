@@ -49,11 +49,8 @@ if TYPE_CHECKING:
     from gridscore.models import ModelVersion
     from gridscore.operations.wipe import Remnant
 
-MAX_EVENT = 1 << 20
-"""Most bytes of an event."""
-
-MAX_AT_ONCE = 1_000
-"""Events of a DataFrame that wait for their results at the same time."""
+MAX_EVENT = 1 << 20  # most bytes of an event
+MAX_AT_ONCE = 1_000  # events of a DataFrame that wait for their results at the same time
 
 
 class Client(ExperimentVerbs):

@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-SHADOW_SECONDS = 7 * 86_400
-"""How long what a shadow has scored is kept, if nobody ends it before."""
-
+SHADOW_SECONDS = 7 * 86_400  # how long what a shadow has scored is kept, if nobody ends it before
 _WAIT_SECONDS = 10.0
 _GLANCE_SECONDS = 0.2
 

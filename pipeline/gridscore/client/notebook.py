@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_MANY = 1_000
-"""Rows from which on they have a bar."""
+_MANY = 1_000  # rows from which on they have a bar
 
 
 def load_ipython_extension(shell: Any) -> None:

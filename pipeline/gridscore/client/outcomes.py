@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_JOBS_SECONDS = 5.0
-"""How long to trust the list of jobs."""
-
+_JOBS_SECONDS = 5.0  # how long to trust the list of jobs
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 

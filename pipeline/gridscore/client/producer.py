@@ -49,21 +49,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-RESERVE = 1 / 4
-"""Part of a ring to keep free."""
-
-STEP = 1 / 16
-"""Most of a ring to put into a partition between two looks at it."""
-
-SAY_SECONDS = 10.0
-"""Pause between two log lines about waiting."""
-
+RESERVE = 1 / 4  # part of a ring to keep free
+STEP = 1 / 16  # most of a ring to put into a partition between two looks at it
+SAY_SECONDS = 10.0  # pause between two log lines about waiting
 _CHUNK_EVENTS, _CHUNK_BYTES = 2_000, 1 << 20
 _MESSAGE_EVENTS = 1_000
 _MESSAGE_BYTES = 1 << 20
 _LOOK_EARLY = 3 / 4
+# Pauses between looks at full partitions: they grow from the first to the second while nothing moves.
 _FIRST_LOOK_SECONDS, _LOOK_SECONDS = 0.02, 0.2
-"""Pauses between looks at full partitions: they grow from the first to the second while nothing moves."""
 
 _MEMORY_SECONDS, _MEASURING_SECONDS = 0.1, 3.0
 _HOT_SAMPLE, _HOT = 500, 3 / 4

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from gridscore.client.room import Unread
 
 AT_ONCE_EVENTS = 32_768
+# What may wait or be under way before `put` and `send` take no more; as much again may wait for full partitions.
 AT_ONCE_BYTES = 32 << 20
-"""What may wait or be under way before `put` and `send` take no more; as much again may wait for full partitions."""
 
+# What may wait or be under way in one partition before callers with more for it must wait.
 HELD_EVENTS, HELD_BYTES = AT_ONCE_EVENTS // 4, AT_ONCE_BYTES // 4
-"""What may wait or be under way in one partition before callers with more for it must wait."""
 
 
 class WithdrawnError(GridError):

@@ -28,11 +28,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-MAX_WAITING = 1_000_000
-"""Results that may wait in an entry listener before it gives up, rather than fill the memory."""
-
+MAX_WAITING = 1_000_000  # results that may wait in an entry listener before it gives up, rather than fill the memory
+# Where a stream begins: with what is written from now on, with the oldest result still there, or at a `position`.
 Start = Literal["latest", "oldest"] | dict[str, Any]
-"""Where a stream begins: with what is written from now on, with the oldest result still there, or at a `position`."""
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 

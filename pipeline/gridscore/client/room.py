@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from gridscore.group.lease_records import LeaseRecord
     from gridscore.job import JobRecord
 
-JOBS_SECONDS = 0.25
-"""How long to trust the list of jobs."""
+JOBS_SECONDS = 0.25  # how long to trust the list of jobs
 
 
 @dataclass(frozen=True, slots=True)

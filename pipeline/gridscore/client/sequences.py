@@ -17,14 +17,11 @@ if TYPE_CHECKING:
 
     from gridscore.grid import Grid
 
-LOOK_BACK = 1_024
-"""How many of the newest entries of a partition to search."""
-
+LOOK_BACK = 1_024  # how many of the newest entries of a partition to search
+# Most to read for callers from outside, besides four times the size of the events that they ask for.
 READ_BYTES = 1 << 20
-"""Most to read for callers from outside, besides four times the size of the events that they ask for."""
 
-_FIRST_PAGE, _LARGEST_PAGE = 4, 16
-"""Entries of a read, which has no limit in bytes: the next entry may always be large."""
+_FIRST_PAGE, _LARGEST_PAGE = 4, 16  # entries of a read, which has no limit in bytes: the next entry may always be large
 
 
 async def sequences_of(

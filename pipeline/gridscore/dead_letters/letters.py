@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-MAX_RAW = 1 << 20
-"""Bytes of an event that a dead letter keeps."""
+MAX_RAW = 1 << 20  # bytes of an event that a dead letter keeps
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -90,9 +89,7 @@ class Listed(NamedTuple):
     dead: DeadLetter
 
 
-SOURCE_STAGE = "source"
-"""Stage of what a source has read."""
-
+SOURCE_STAGE = "source"  # stage of what a source has read
 _PAGE = 256
 _SHORTEST_KEY = 8
 
@@ -113,8 +110,7 @@ class Rejected:
     error: str
 
 
-encode = msgspec.json.Encoder().encode
-"""JSON text of a dead letter."""
+encode = msgspec.json.Encoder().encode  # JSON text of a dead letter
 _decode = msgspec.json.Decoder(DeadLetter).decode
 
 

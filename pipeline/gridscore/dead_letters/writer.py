@@ -27,14 +27,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _USUAL_BYTES, _PART = 1_024, 10
-COUNT_SECONDS = 2.0
-"""How long a look at the number of dead letters is valid."""
-
-SOUGHT = 10_000
-"""Letters that are looked up in the grid between two looks while there is no room."""
-
-SAY_SECONDS = 10.0
-"""Pause between two lines in the log about dead letters."""
+COUNT_SECONDS = 2.0  # how long a look at the number of dead letters is valid
+SOUGHT = 10_000  # letters that are looked up in the grid between two looks while there is no room
+SAY_SECONDS = 10.0  # pause between two lines in the log about dead letters
 
 
 class Limits(NamedTuple):

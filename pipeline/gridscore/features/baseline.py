@@ -16,19 +16,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-MAX_BYTES = 512 << 10
-"""Of a baseline as JSON; features that do not fit any more are left out."""
-
-MAX_SCORES = 16
-"""Outputs of a model that are watched, the first ones."""
-
+MAX_BYTES = 512 << 10  # of a baseline as JSON; features that do not fit any more are left out
+MAX_SCORES = 16  # outputs of a model that are watched, the first ones
 _TENTHS = 10
-_BEYOND = 0.05
-"""How far values may lie from a reference that is always the same."""
+_BEYOND = 0.05  # how far values may lie from a reference that is always the same
 _LEAST_SHARE = 1e-4
+# Texts of a category with bins of their own, and the share that each has at least: of few events, rare ones say more of
+# chance than of a shift.
 _TEXTS, _FREQUENT = 50, 0.005
-"""Texts of a category with bins of their own, and the share that each has at least: of few events, rare ones say more
-of chance than of a shift."""
 _TEXT = 200
 _ROWS = 100_000
 

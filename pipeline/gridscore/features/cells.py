@@ -16,21 +16,21 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# What a column holds; a `number` is whole if it is written so, an `array` is JSON.
 CellKind = Literal["string", "int", "float", "bool", "number", "array"]
-"""What a column holds; a `number` is whole if it is written so, an `array` is JSON."""
 
+# What is missing in a column of anything but strings.
 MISSING = frozenset(
     ("", "#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null")
 )
-"""What is missing in a column of anything but strings."""
 
+# How the names of files of JSON lines end, in small letters.
 JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
-"""How the names of files of JSON lines end, in small letters."""
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,40}")
 _NUMBER = re.compile(r"[+-]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,9})?|inf(inity)?)", re.IGNORECASE)
+# What true and false are, in small letters.
 BOOLS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False, "yes": True, "no": False}
-"""What true and false are, in small letters."""
 
 
 def _string(cell: str) -> str | None:
@@ -82,6 +82,7 @@ def _array(cell: str) -> list[Any] | None:
         raise ValueError(f"`{cell[:50]}` is not an array in JSON") from None
 
 
+# What makes a value of a cell: None if it is missing; ValueError, with the reason, if it is of another kind.
 READERS: dict[CellKind, Callable[[str], Any]] = {
     "string": _string,
     "int": _int,
@@ -90,4 +91,3 @@ READERS: dict[CellKind, Callable[[str], Any]] = {
     "number": _number,
     "array": _array,
 }
-"""What makes a value of a cell: None if it is missing; ValueError, with the reason, if it is of another kind."""

@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from gridscore.job import Feature, FieldType, Job, Lookup, Window
     from gridscore.job.nodes import Node
 
+# The attribute of a Booster, and the key in a Parquet file's metadata, that holds an :class:`Attribute`.
 ATTRIBUTE = "gridscore"
-"""The attribute of a Booster, and the key in a Parquet file's metadata, that holds an :class:`Attribute`."""
 
+# The attribute of a Booster that holds a :class:`Training`; one of its own, as earlier versions take no more in the
+# other.
 TRAINING = "gridscore_training"
-"""The attribute of a Booster that holds a :class:`Training`; one of its own, as earlier versions take no more in the
-other."""
 
+# Characters of a definition that are kept to be shown; of longer ones a digest says whether they are the same.
 _MAX_TEXT = 240
-"""Characters of a definition that are kept to be shown; of longer ones a digest says whether they are the same."""
 
 Text = Annotated[str, Meta(max_length=1_000)]
 Texts = Annotated[dict[Text, Annotated[str, Meta(max_length=_MAX_TEXT + 40)]], Meta(max_length=20_000)]

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+# Parts of a history, drawn by this seed: what the mean of the label is for a row is learnt of the four others.
 FOLDS, SEED = 5, 0
-"""Parts of a history, drawn by this seed: what the mean of the label is for a row is learnt of the four others."""
 
+# Texts that an encoding has numbers for, the most frequent; all others have the number of what is not known.
 MOST = 10_000
-"""Texts that an encoding has numbers for, the most frequent; all others have the number of what is not known."""
 
 _LONGEST = 1_000
 
@@ -108,5 +108,4 @@ def folds_of(rows: int) -> NDArray[np.int64]:
     return found
 
 
-Learnt = Any
-"""Of a feature, its categories in the order of their codes (a sequence of texts), or its :class:`Encoding`."""
+Learnt = Any  # of a feature, its categories in the order of their codes (a sequence of texts), or its :class:`Encoding`

@@ -17,12 +17,9 @@ if TYPE_CHECKING:
 
     from gridscore.job import FieldType, Job
 
-Event = Any
-"""A decoded event: an instance of a msgspec struct that is made from the job's schema."""
-
+Event = Any  # a decoded event: an instance of a msgspec struct that is made from the job's schema
 _INT = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-MAX_ITEMS = 10_000
-"""Items of an array."""
+MAX_ITEMS = 10_000  # items of an array
 _TYPES: dict[str, Any] = {
     "float": float,
     "int": _INT,
@@ -32,8 +29,8 @@ _TYPES: dict[str, Any] = {
     "s": _INT | float,
     "ms": _INT | float,
 }
+# How the compiled module numbers the kinds of values.
 _KINDS = {"float": 0, "int": 1, "string": 2, "bool": 3, "iso": 4, "s": 5, "ms": 5}
-"""How the compiled module numbers the kinds of values."""
 _WORDS = {
     "float": "a number",
     "int": "a whole number",

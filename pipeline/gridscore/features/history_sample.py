@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-_SAMPLE = 10_000
-"""Rows of a history that are looked at."""
+_SAMPLE = 10_000  # rows of a history that are looked at
 
 
 def sample_of(path: Path) -> Iterable[dict[str, Any]]:

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _fast = compiled("gridscore.features._maths")
+# What NumPy calls them, where it has another name.
 _NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "atan2": "arctan2", "pow": "power"}
-"""What NumPy calls them, where it has another name."""
 
 
+# The functions, as C calls them.
 NAMES = (
     "exp",
     "expm1",
@@ -40,7 +41,6 @@ NAMES = (
     "hypot",
     "pow",
 )
-"""The functions, as C calls them."""
 
 
 @cache

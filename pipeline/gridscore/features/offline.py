@@ -46,9 +46,7 @@ if TYPE_CHECKING:
     from gridscore.features.windows import Windows
     from gridscore.job import Job
 
-MARGINS = "base_margin"
-"""The column of a Parquet file with the margins, if the job has any."""
-
+MARGINS = "base_margin"  # the column of a Parquet file with the margins, if the job has any
 _BATCH = 8_192
 
 
@@ -290,8 +288,8 @@ def _attached(booster: Any) -> dict[str, Learnt] | None:
         return None
 
 
+# Other names of hyper-parameters.
 _TWICE = frozenset(("learning_rate", "min_split_loss", "reg_alpha", "reg_lambda", "updater_seq"))
-"""Other names of hyper-parameters."""
 
 
 def parameters_of(booster: Any) -> dict[str, str]:

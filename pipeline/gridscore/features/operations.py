@@ -38,11 +38,11 @@ def check_texts(texts: Strings, most: int) -> Strings:
     return texts
 
 
-MAX_REPLACED = 65_536
-"""Characters of a text that `replace` may make longer: what would be longer is missing."""
+MAX_REPLACED = 65_536  # characters of a text that `replace` may make longer: what would be longer is missing
+# Characters at most of the texts that an operation makes longer, of all events that are computed at once.
 MAX_TEXTS = 1 << 22
-"""Characters at most of the texts that an operation makes longer, of all events that are computed at once."""
 
+# Operations that numpy broadcasts: an argument is a column or a single number.
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "subtract": np.subtract,
@@ -79,7 +79,6 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "max": np.maximum,
     "haversine": places.haversine,
 }
-"""Operations that numpy broadcasts: an argument is a column or a single number."""
 
 
 # Of strings; each takes columns and gives one.
@@ -245,6 +244,7 @@ def _always(operation: Any, _: Any) -> Any:
     return operation
 
 
+# Operations whose arguments are whole columns, made from the node's constant.
 COLUMNAR: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "round": lambda digits: lambda column: np.round(column, digits),
     "number_in": _number_in,
@@ -284,4 +284,3 @@ COLUMNAR: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "local": times.to_local,
     **{name: partial(_always, part) for name, part in times.PARTS.items()},
 }
-"""Operations whose arguments are whole columns, made from the node's constant."""

@@ -11,12 +11,9 @@ from gridscore.features import maths
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RADIUS = 6371.0088
-"""Kilometres: the mean radius of the Earth, of the IUGG."""
+RADIUS = 6371.0088  # kilometres: the mean radius of the Earth, of the IUGG
 _LETTERS = np.frombuffer(b"0123456789bcdefghjkmnpqrstuvwxyz", np.uint8)
-_BITS = 30
-"""Of a latitude or longitude in a geohash of 12 characters; shorter ones are its beginning."""
-
+_BITS = 30  # of a latitude or longitude in a geohash of 12 characters; shorter ones are its beginning
 _sin, _cos, _asin = map(maths.function, ("sin", "cos", "asin"))
 
 

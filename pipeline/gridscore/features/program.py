@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _NAN = float("nan")
-_HELD_TEXTS = 4 * MAX_TEXTS
-"""Characters at most of all the texts of categories, which are all there at once."""
+_HELD_TEXTS = 4 * MAX_TEXTS  # characters at most of all the texts of categories, which are all there at once
 
 
 class _Ref(NamedTuple):
@@ -53,8 +52,7 @@ class _Step(NamedTuple):
     run: Callable[..., Any]
     args: tuple[int, ...]
     out: int
-    last: tuple[int, ...] = ()
-    """What nobody needs afterwards."""
+    last: tuple[int, ...] = ()  # what nobody needs afterwards
 
 
 def in_parts(rows: int, compute: Callable[[slice], T]) -> list[T]:

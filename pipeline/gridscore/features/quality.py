@@ -14,14 +14,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+# So many batches are all counted, and one in so many afterwards: counting costs as much as a feature or two.
 FIRST, EVERY = 64, 8
-"""So many batches are all counted, and one in so many afterwards: counting costs as much as a feature or two."""
 
-WINDOW = 10_000
-"""Once twice as many events were counted, all counts are halved."""
-
-_SAID = 32
-"""Names of each kind that are published, those with the highest counts."""
+WINDOW = 10_000  # once twice as many events were counted, all counts are halved
+_SAID = 32  # names of each kind that are published, those with the highest counts
 
 
 class QualityCounter:

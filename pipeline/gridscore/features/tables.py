@@ -39,16 +39,13 @@ if TYPE_CHECKING:
     from gridscore.job import FieldType, Job
     from gridscore.job.nodes import Node
 
+# Bits of the whole numbers that a float of so many bytes holds with all digits; one of eight has 53.
 _EXACT_BITS = {2: 11, 4: 24}
-"""Bits of the whole numbers that a float of so many bytes holds with all digits; one of eight has 53."""
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _SUFFIXES = (".csv", ".parquet", ".csv.gz", *JSON_LINES)
-_TYPED = "gridscore.typed"
-"""Of a table whose values are those of JSON: they stay as they were written, as events do."""
-_MAX_LINE = 1 << 24
-"""Bytes of a line of JSON."""
-_OTHERS = 30
-"""Fields of JSON lines that are read though nobody wants them."""
+_TYPED = "gridscore.typed"  # of a table whose values are those of JSON: they stay as they were written, as events do
+_MAX_LINE = 1 << 24  # bytes of a line of JSON
+_OTHERS = 30  # fields of JSON lines that are read though nobody wants them
 
 
 def read_table(

@@ -18,11 +18,9 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.float64]
 
 _DAY = 86_400.0
-_BLOCK = 900.0
-"""Seconds for which an offset from UTC is remembered, if it is the same at both ends: almost always."""
+_BLOCK = 900.0  # seconds for which an offset from UTC is remembered, if it is the same at both ends: almost always
 _CACHED = 100_000
-FIRST, END = -62_135_596_800.0, 253_402_300_800.0
-"""Years 1 to 9999, outside of which a time has no parts."""
+FIRST, END = -62_135_596_800.0, 253_402_300_800.0  # years 1 to 9999, outside of which a time has no parts
 
 
 class _Offsets(dict[float, float]):
@@ -121,6 +119,7 @@ def _thursday(days: Any) -> Any:
 
 _weekday = _of_day(lambda seconds: np.mod(np.floor(seconds / _DAY) + 3.0, 7.0))
 
+# The parts of a time by the name of their function.
 PARTS: dict[str, Callable[[Numbers], Any]] = {
     "year": _of_date(lambda days: days.astype("M8[Y]").astype(np.int64) + 1970),
     "month": _of_date(lambda days: _month(days) + 1),
@@ -134,4 +133,3 @@ PARTS: dict[str, Callable[[Numbers], Any]] = {
     "quarter": _of_date(lambda days: _month(days) // 3 + 1),
     "is_weekend": lambda seconds: _weekday(seconds) >= 5.0,  # a missing time is not
 }
-"""The parts of a time by the name of their function."""

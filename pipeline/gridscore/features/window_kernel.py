@@ -27,30 +27,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_OPEN = 128
-MAX_CLOSED = 64
-"""Closed elements of a time; above, those are put together that lie in the same of `CELLS` parts of it."""
+MAX_CLOSED = 64  # closed elements of a time; above, those are put together that lie in the same of `CELLS` parts of it
 CELLS = 32
-MAX_VALUES = 256
-"""Closed values that are told apart."""
-MOST_LAST = 1_000
-"""Of how many last events a series may be."""
+MAX_VALUES = 256  # closed values that are told apart
+MOST_LAST = 1_000  # of how many last events a series may be
+# Half-lives without an event after which `decayed` is 0: states have an end, and a history sees none either.
 HALF_LIVES = 32
-"""Half-lives without an event after which `decayed` is 0: states have an end, and a history sees none either."""
 
 
 class Kind(IntEnum):
     """How closed elements of a series are kept."""
 
-    SPAN = 0
-    """Those of a time, put together where there are more than `MAX_CLOSED`."""
-    LAST = 1
-    """The last so many."""
-    VALUES = 2
-    """Of a time, the newest of each value; of the newest `MAX_VALUES` values."""
-    DECAY = 3
-    """All as one, each weighed by its age."""
-    ROWS = 4
-    """The last so many of all events, also of those that do not count: these have no value."""
+    SPAN = 0  # those of a time, put together where there are more than `MAX_CLOSED`
+    LAST = 1  # the last so many
+    VALUES = 2  # of a time, the newest of each value; of the newest `MAX_VALUES` values
+    DECAY = 3  # all as one, each weighed by its age
+    ROWS = 4  # the last so many of all events, also of those that do not count: these have no value
 
 
 FUNCTIONS = (
@@ -70,16 +62,15 @@ FUNCTIONS = (
 )
 
 _HEADER = struct.Struct("<qdddI")
-LOOK = -2
-"""Instead of the sequence of an event that only looks."""
-
+LOOK = -2  # instead of the sequence of an event that only looks
+# What the state of an entity without events would begin with.
 EMPTY_HEAD = _HEADER.pack(-1, -math.inf, -math.inf, -math.inf, 0)
-"""What the state of an entity without events would begin with."""
 _COUNTS = struct.Struct("<HH")
 _ELEMENT = struct.Struct("<dI")
 _VALUE = struct.Struct("<d")
 _MANY = struct.Struct("<dddddd")
 _OPEN_BYTES = MAX_OPEN * (_ELEMENT.size + _VALUE.size) + _COUNTS.size
+# The most that an entity's state takes: its head, and a series of each kind; of `LAST`, without the last.
 MOST_BYTES = {
     "header": _HEADER.size,
     "SPAN": _OPEN_BYTES + MAX_CLOSED * (_ELEMENT.size + _MANY.size),
@@ -88,7 +79,6 @@ MOST_BYTES = {
     "VALUES": _OPEN_BYTES + MAX_VALUES * (_ELEMENT.size + _VALUE.size),
     "DECAY": _OPEN_BYTES + _ELEMENT.size + _VALUE.size,
 }
-"""The most that an entity's state takes: its head, and a series of each kind; of `LAST`, without the last."""
 
 _FOREIGN, _CUT = "a state is not one of these windows", "a state is cut off"
 _NAN = math.nan
@@ -161,8 +151,7 @@ class _Element(NamedTuple):
     time: float
     events: int
     sum: float
-    squares: float
-    """Of the distances from the mean."""
+    squares: float  # of the distances from the mean
     low: float
     high: float
     first: float

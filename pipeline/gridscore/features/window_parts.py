@@ -23,11 +23,8 @@ if TYPE_CHECKING:
     from gridscore.job import Job
     from gridscore.job.nodes import Node
 
-_FORMAT = 2
-"""Of states: another one begins anew."""
-
-_SIZE = 6
-"""Bytes of the name of a part or column."""
+_FORMAT = 2  # of states: another one begins anew
+_SIZE = 6  # bytes of the name of a part or column
 
 
 class Parts:

@@ -19,8 +19,8 @@ from gridscore.errors import MemberError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+# The newest whose parts are all published, Kafka connector included; or what the environment says.
 DEFAULT_VERSION = os.environ.get("GRIDSCORE_HAZELCAST", "5.6.0")
-"""The newest whose parts are all published, Kafka connector included; or what the environment says."""
 
 _KAFKA_CONNECTOR = "hazelcast-jet-kafka"
 # Often enough to show progress, rarely enough for a log file.

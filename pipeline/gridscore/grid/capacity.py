@@ -14,11 +14,8 @@ from gridscore.grid.management import first_config
 if TYPE_CHECKING:
     from gridscore.grid.connection import Grid
 
-DEFAULT_CAPACITY = 10_000
-"""What Hazelcast gives a journal whose capacity is not configured, shared by all partitions."""
-
-_ENTRY_BYTES = (50, 250)
-"""What an entry of 90 bytes costs in a full ring, while the map still has it, and after."""
+DEFAULT_CAPACITY = 10_000  # what Hazelcast gives a journal whose capacity is not configured, shared by all partitions
+_ENTRY_BYTES = (50, 250)  # what an entry of 90 bytes costs in a full ring, while the map still has it, and after
 
 
 def journal_bytes(capacity: int, replicas: int) -> tuple[int, int]:

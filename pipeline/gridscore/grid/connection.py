@@ -33,8 +33,7 @@ DEFAULT_ADDRESS = "127.0.0.1:5701"
 
 _LOGGED = 1_000
 
-SEARCHES = 4
-"""How many reads that look for events that were just put may be under way at once."""
+SEARCHES = 4  # how many reads that look for events that were just put may be under way at once
 
 
 class BadRecords:

@@ -17,20 +17,16 @@ if TYPE_CHECKING:
 
     Buffer: TypeAlias = bytes | bytearray | memoryview
 
-FRAME = struct.Struct("<iH")
-"""Length of the whole frame, and flags."""
+FRAME = struct.Struct("<iH")  # length of the whole frame, and flags
 FINAL = 1 << 13
 INT = struct.Struct("<i")
-JSON, STRING, LONG, INTEGER = -130, -11, -8, -7
-"""Hazelcast's types of serialized values."""
-TEXT_HEADER = struct.Struct(">iii")
-"""What precedes a serialized text: hash, type, length."""
+JSON, STRING, LONG, INTEGER = -130, -11, -8, -7  # Hazelcast's types of serialized values
+TEXT_HEADER = struct.Struct(">iii")  # what precedes a serialized text: hash, type, length
 # frame header and hash, type, 1, factory, class of the item; event type, length of the key
 _ITEM = struct.Struct(">6x17xii")
 _ITEM_HEADER = 31
 _LENGTH = struct.Struct(">i")
-_TEXT = struct.Struct(">4xii")
-"""Hash, then type and, if it is text, length of the text."""
+_TEXT = struct.Struct(">4xii")  # hash, then type and, if it is text, length of the text
 _PUT_KINDS = frozenset((1, 4, 512))
 _TEXT_TYPES = frozenset((JSON, STRING))
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from gridscore.grid.heap import MemberHeap
 
 OLDEST_VERSION = (5, 6)
+# Journal entries per partition below which a short pause of a worker loses events at a few thousand a second.
 MIN_PER_PARTITION = 1000
-"""Journal entries per partition below which a short pause of a worker loses events at a few thousand a second."""
 
 CLOCK_WARN_SECONDS = 0.5
 CLOCK_FAIL_SECONDS = 5.0

@@ -31,27 +31,17 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-SLOW = 0.8
-"""Part of a heap from which on producers are slowed down noticeably."""
-
-STOP = 0.93
-"""Part of a heap above which nothing more is put. Members need the rest for their own work."""
-
+SLOW = 0.8  # part of a heap from which on producers are slowed down noticeably
+STOP = 0.93  # part of a heap above which nothing more is put. Members need the rest for their own work
+# Parts of what is free below `SLOW` and `STOP` that may be put between two measurements; the larger counts.
 _BEFORE_SLOW, _BEFORE_STOP = 1 / 2, 1 / 8
-"""Parts of what is free below `SLOW` and `STOP` that may be put between two measurements; the larger counts."""
 
-_LEAST_SHARE = 1 / 16
-"""A process's share at first, and at least: 16 of them cannot overrun a heap."""
-
-_LEAST = 1 / 256
-"""Part of a heap that may always be put between two measurements while garbage may be what fills it."""
-
+_LEAST_SHARE = 1 / 16  # a process's share at first, and at least: 16 of them cannot overrun a heap
+_LEAST = 1 / 256  # part of a heap that may always be put between two measurements while garbage may be what fills it
+# Above `SLOW`, part of what is free with garbage counted that may be put: it bounds what several processes put.
 _TO_END = 1 / 8
-"""Above `SLOW`, part of what is free with garbage counted that may be put: it bounds what several processes put."""
 
-_LEAST_SHARE_TO_END = 1 / 4
-"""A process's share of that, at least: 16 of them put half of what is free."""
-
+_LEAST_SHARE_TO_END = 1 / 4  # a process's share of that, at least: 16 of them put half of what is free
 HEAP_ADVICE = (
     "Remove entries or maps that nobody needs, or give the members more heap, or start more members. A journal keeps "
     "what is removed from its map until newer events overwrite it: a smaller `capacity` keeps less."
@@ -59,16 +49,10 @@ HEAP_ADVICE = (
 
 MEASURE_ADVICE = "Let members measure more often: `metrics: {collection-frequency-seconds: 1}` in their hazelcast.yaml."
 
-ENTRY_BYTES = 200
-"""What an entry takes besides its text: its key, its record, its place in the journal."""
-
-UNDER_WAY = 1 / 32
-"""Part of the smallest heap that this process may have under way at once."""
-
+ENTRY_BYTES = 200  # what an entry takes besides its text: its key, its record, its place in the journal
+UNDER_WAY = 1 / 32  # part of the smallest heap that this process may have under way at once
 _ANSWER_SECONDS = 10.0
-_MISSING_SECONDS = 60.0
-"""How long a member that reports no heap is not asked again."""
-
+_MISSING_SECONDS = 60.0  # how long a member that reports no heap is not asked again
 _RETRY_SECONDS = 1.0
 _STALE_SECONDS = 10.0
 

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from gridscore.errors import GridError
 
 _VERSION = 1
-_MAX_BYTES = 16 << 20
-"""A blob that unpacks to more is not believed: a member with a hundred maps makes half a megabyte."""
-
+_MAX_BYTES = 16 << 20  # a blob that unpacks to more is not believed: a member with a hundred maps makes half a megabyte
 _INT, _WORD, _WIDE = struct.Struct(">i"), struct.Struct(">iBB"), struct.Struct(">q")
 _PREFIX, _METRIC, _DISCRIMINATOR, _DISCRIMINATOR_VALUE, _UNIT, _TARGETS, _TAGS = (1 << bit for bit in range(7))
 _WANTED = {

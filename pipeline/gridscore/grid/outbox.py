@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-SEND_BYTES = 1 << 20
-"""Bytes from which on nothing more is joined into a call."""
+SEND_BYTES = 1 << 20  # bytes from which on nothing more is joined into a call
 
 
 def _nothing() -> None:

@@ -36,23 +36,19 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+# A count or a time in a record: sums of them stay within what JSON and other clients can read.
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
-"""A count or a time in a record: sums of them stay within what JSON and other clients can read."""
 
-Figure = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
-"""A rate or a duration."""
-
-Word = Annotated[str, msgspec.Meta(max_length=10_000)]
-"""A name or a message."""
-
+Figure = Annotated[float, msgspec.Meta(ge=0, le=1e15)]  # a rate or a duration
+Word = Annotated[str, msgspec.Meta(max_length=10_000)]  # a name or a message
 _ATTEMPTS = 50
 _HEADER = 12  # hash, type and length that precede a text
 
+# Bytes above which a record is not parsed: that of a model with 10,000 versions has a quarter of it.
 MAX_RECORD = 8 << 20
-"""Bytes above which a record is not parsed: that of a model with 10,000 versions has a quarter of it."""
 
+# Errors after which a write may or may not have happened.
 INDETERMINATE = (IndeterminateOperationStateError, TargetDisconnectedError, OperationTimeoutError)
-"""Errors after which a write may or may not have happened."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode

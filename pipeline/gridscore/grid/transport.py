@@ -50,19 +50,14 @@ _log = logging.getLogger(__name__)
 
 SUPPORTED_CLIENT = "5.7."
 
-MAX_MESSAGE = 1 << 30
-"""Bytes above which a message is not believed to come from a member."""
-
-HOLD_SECONDS = 20.0
-"""How long the system may hold bytes that a member does not confirm; see `hold_at_most`."""
-
+MAX_MESSAGE = 1 << 30  # bytes above which a message is not believed to come from a member
+HOLD_SECONDS = 20.0  # how long the system may hold bytes that a member does not confirm; see `hold_at_most`
 _BUFFER = 1 << 20
 _MIN_READ = 1 << 16
 
 _UNFRAGMENTED = (1 << 15) | (1 << 14)
 
-READ_RESPONSE = 82433
-"""The one type of message that stays in one piece: the answer to `Map.EventJournalRead`."""
+READ_RESPONSE = 82433  # the one type of message that stays in one piece: the answer to `Map.EventJournalRead`
 
 
 def check_client_version() -> None:
@@ -82,11 +77,11 @@ class NotSentError(HazelcastError):  # type: ignore[misc]
     """The request was not sent: it was too late, or its member was not connected."""
 
 
+# What to do about members that do not answer.
 SILENT_HINT = (
     "Its process or its machine is stopped, or hangs: let it go on, or end it. The others drop a member that is silent "
     "for a minute (`hazelcast.max.no.heartbeat.seconds`), and take over what it has."
 )
-"""What to do about members that do not answer."""
 
 
 class SilentMembersError(TimeoutError):

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-READ_ANYWAY_SECONDS = 60.0
-"""How often a watched map is read though no change was heard of: listeners may miss some."""
+READ_ANYWAY_SECONDS = 60.0  # how often a watched map is read though no change was heard of: listeners may miss some
 
 
 async def wait_for(event: asyncio.Event, seconds: float) -> bool:

@@ -156,8 +156,7 @@ def encode_put_all_json(prefix: bytes, keys: list[bytes], texts: list[bytes]) ->
     return OutboundMessage(join_entries(prefix, keys, texts, _END_FINAL), False)
 
 
-FIRST_ENTRY = (2**31 - 1, -1)
-"""Where a walk over the entries of a partition begins."""
+FIRST_ENTRY = (2**31 - 1, -1)  # where a walk over the entries of a partition begins
 
 
 def encode_fetch_entries(name: str, pointers: Iterable[tuple[int, int]], batch: int) -> OutboundMessage:

@@ -22,12 +22,12 @@ from typing import Self
 from gridscore.errors import UsageError
 from gridscore.grid.transport import HOLD_SECONDS
 
+# How long a member may take to do writes that it held while a partition moved, once the partition takes writes again:
+# it retries every 500 ms (`hazelcast.invocation.retry.pause.millis`).
 SETTLE_SECONDS = 1.0
-"""How long a member may take to do writes that it held while a partition moved, once the partition takes writes again:
-it retries every 500 ms (`hazelcast.invocation.retry.pause.millis`)."""
 
+# Bounds of a lease. A hold below a fifth of a second would break connections when one packet has to be sent again.
 SHORTEST_SECONDS, LONGEST_SECONDS = 1.0, 86_400.0
-"""Bounds of a lease. A hold below a fifth of a second would break connections when one packet has to be sent again."""
 
 _HOLD = 0.25
 _SLACK = 0.05

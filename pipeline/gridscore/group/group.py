@@ -60,27 +60,19 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 COMMIT_SECONDS = 1.0
+# Parts in which partitions are committed, one after the other: all at once would hold events up every second.
 _COMMIT_PARTS = 10
-"""Parts in which partitions are committed, one after the other: all at once would hold events up every second."""
 
-EARLY_SECONDS = 0.05
-"""Pause between two early commits."""
-
-_EARLY = 2
-"""A partition is committed early when half of its ring is uncommitted: producers stop at three quarters."""
-
+EARLY_SECONDS = 0.05  # pause between two early commits
+_EARLY = 2  # a partition is committed early when half of its ring is uncommitted: producers stop at three quarters
 GIVE_BACK_SECONDS = 4.0
-_RELEASE_SECONDS = 1.5
-"""Part of the budget that is kept for the compare-and-set."""
-
+_RELEASE_SECONDS = 1.5  # part of the budget that is kept for the compare-and-set
 _TURN_SECONDS = 1.0
 _HUNGRY_TURN_SECONDS = 0.2
 _HUNGRY_SECONDS = 15.0
 _PASS_SECONDS = 1.0
 _CHECK_ROUND_SECONDS = 60.0
-_MAX_CHECK_SECONDS = 5.0
-"""Held partitions are checked in turn, in rounds of a minute if a process holds few."""
-
+_MAX_CHECK_SECONDS = 5.0  # held partitions are checked in turn, in rounds of a minute if a process holds few
 _RESTART_SECONDS = 60.0
 _RETRY_SECONDS = 0.5
 

@@ -30,15 +30,14 @@ _log = logging.getLogger(__name__)
 
 LEASES_MAP = "gridscore.leases"
 
+# Part of the lease time that a member may take to answer; a compare-and-set of unknown fate takes twice that.
 ANSWER = 0.25
-"""Part of the lease time that a member may take to answer; a compare-and-set of unknown fate takes twice that."""
 
 _UNSAID = float("-inf")
 
 _Sequence = Annotated[int, Meta(ge=0, lt=2**62)]
 _Epoch = Annotated[int, Meta(ge=0, lt=2**52)]
-_SPARE = 2**32
-"""Added to the time: clocks may be wrong."""
+_SPARE = 2**32  # added to the time: clocks may be wrong
 
 
 class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
@@ -188,8 +187,8 @@ class Written(NamedTuple):
         return self.began > _UNSAID
 
 
+# What became of a change: what was written; an error if that is not known; None if the record was another.
 Outcome: TypeAlias = "Written | HazelcastError | None"
-"""What became of a change: what was written; an error if that is not known; None if the record was another."""
 
 
 class LeaseWriter:

@@ -52,9 +52,7 @@ FORMAT = 1
 Where two formats meet in a group, the newer processes give back what they hold, and wait until the older have ended.
 """
 
-SUSPECT_SECONDS = 1.6
-"""A worker whose heartbeat has not changed for this long is suspected: its leases are watched."""
-
+SUSPECT_SECONDS = 1.6  # a worker whose heartbeat has not changed for this long is suspected: its leases are watched
 GONE_SECONDS = 4.0
 """A worker whose heartbeat has not changed for this long is not counted as living, and has no share in the group.
 
@@ -67,11 +65,8 @@ LOOK_SECONDS = 0.5
 _LOOK_PAUSE_SECONDS = 0.1
 _TURN_SECONDS = 0.6
 _RETRY_SECONDS = 0.5
-_MOST_BITS = 1 << 20
-"""More partitions than any cluster has."""
-
-FORGET_SECONDS = 60.0
-"""After this time, others remove the records of a killed process."""
+_MOST_BITS = 1 << 20  # more partitions than any cluster has
+FORGET_SECONDS = 60.0  # after this time, others remove the records of a killed process
 
 
 def new_identity() -> str:

@@ -41,13 +41,12 @@ _log = logging.getLogger(__name__)
 SESSIONS_MAP = "gridscore.sessions"
 
 _TICK_SECONDS = 0.5
+# Pause between two looks at another process's session, and in the last second before it runs out.
 _LOOK_SECONDS, _LAST_LOOK_SECONDS = 1.0, 0.2
-"""Pause between two looks at another process's session, and in the last second before it runs out."""
 
 _SWEEP_SECONDS = 60.0
 
-_TOGETHER, _TURNS = 4, 4
-"""A process looks at, or takes, sixteen leases of a member at once: four at a time, four times."""
+_TOGETHER, _TURNS = 4, 4  # a process looks at, or takes, sixteen leases of a member at once: four at a time, four times
 
 
 @dataclass(slots=True, eq=False)

@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from gridscore.grid.wire import Page
     from gridscore.group.leases import Lease
 
-MOST_SHOWN = 1_000
-"""Characters of a message in a record; readers take a longer one for a bad record."""
+MOST_SHOWN = 1_000  # characters of a message in a record; readers take a longer one for a bad record
 
 
 @dataclass(frozen=True, slots=True)

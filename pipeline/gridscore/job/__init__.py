@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from gridscore.job.parts import Decision, Feature, Lookup, ModelRef, ResultSpec, Window
     from gridscore.job.types import FieldType, LookupField
 
+# By name, its module; of the others it is `file`.
 _HOMES = {
     **dict.fromkeys(("JobRecord", "JobState", "Jobs"), "life"),
     **dict.fromkeys(("Decision", "Feature", "Lookup", "ModelRef", "ResultSpec", "Window"), "parts"),
     **dict.fromkeys(("FieldType", "LookupField"), "types"),
     "RESULT_FIELDS": "check",
 }
-"""By name, its module; of the others it is `file`."""
 
 __all__ = [
     "RESULT_FIELDS",

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from gridscore.job.parts import Decision, Feature, Lookup, Window
     from gridscore.job.types import FieldType
 
+# Fields of every result, which event fields cannot be; nor can they be `label` or `features`, if it has them.
 RESULT_FIELDS = ("score", "decision", "version", "model", "revision", "sequence", "epoch", "scored_at")
-"""Fields of every result, which event fields cannot be; nor can they be `label` or `features`, if it has them."""
 
 
 @dataclass(slots=True)
@@ -60,8 +60,8 @@ def check(parts: Parts) -> list[tuple[Path, str]]:
     ]
 
 
+# Of all features together: a worker compiles them between two batches, and its leases must not run out meanwhile.
 MAX_OPERATIONS = 30_000
-"""Of all features together: a worker compiles them between two batches, and its leases must not run out meanwhile."""
 
 
 def compile_keys(

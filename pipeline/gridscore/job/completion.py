@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
+# Of columns, as XGBoost names them; what has no texts is a category by its code. All others are numbers.
 _TYPES = {"int": "int", "c": "int", "i": "bool"}
-"""Of columns, as XGBoost names them; what has no texts is a category by its code. All others are numbers."""
 
 
 def complete(

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from gridscore.job.syntax import Place
     from gridscore.job.types import FieldType
 
+# Strings put together or made longer in one expression; with the size of an event, this bounds what a row takes.
 MAX_CONCATENATIONS = 16
-"""Strings put together or made longer in one expression; with the size of an event, this bounds what a row takes."""
 MAX_ITEMS = 1_000
 MAX_NODES, MAX_NODE_DEPTH = 4_000, 150
 """Operations that an expression is compiled to, each counted wherever it is used, and how deep they may be nested.
@@ -38,11 +38,8 @@ MAX_NODES, MAX_NODE_DEPTH = 4_000, 150
 Short texts can mean many: the middle of `a < b < c` is used twice. Whatever walks over nodes relies on both.
 """
 SMOOTHING, MAX_SMOOTHING = 20.0, 1e9
-MAX_RANK = 1_000
-"""Of the most frequent texts, how many can have a column of their own."""
-MAX_PROBLEMS = 5
-"""Problems told of one expression; each costs a search for what was meant."""
-
+MAX_RANK = 1_000  # of the most frequent texts, how many can have a column of their own
+MAX_PROBLEMS = 5  # problems told of one expression; each costs a search for what was meant
 _ARITHMETIC = {
     ast.Add: ("add", "+"),
     ast.Sub: ("subtract", "-"),
@@ -61,6 +58,7 @@ _COMPARISONS = {
     ast.Gt: ("greater", ">"),
     ast.GtE: ("greater_equal", ">="),
 }
+# The fewest and the most arguments of functions that have more than one, and no signature.
 _ARITY = {
     "where": (3, 3),
     "case": (2, 33),
@@ -71,7 +69,6 @@ _ARITY = {
     "target": (1, 2),
     "onehot": (2, 2),
 }
-"""The fewest and the most arguments of functions that have more than one, and no signature."""
 _A = {Type.NUMBER: "a number", Type.STRING: "a string", Type.BOOL: "true or false", Type.TIMESTAMP: "a timestamp"}
 
 

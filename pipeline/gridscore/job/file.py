@@ -64,8 +64,8 @@ if TYPE_CHECKING:
 
 _SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
 
+# Events that a journal can hold: its capacity is an int32, and an event that is removed takes two entries.
 MAX_JOURNAL = 1_000_000_000
-"""Events that a journal can hold: its capacity is an int32, and an event that is removed takes two entries."""
 
 
 def _lateness(value: str) -> str:
@@ -421,6 +421,7 @@ class Job(Strict):
         return cls.model_validate(value, by_alias=True, by_name=False, context=sections.RECORDED)
 
 
+# The models of the parts of a file, by their path without the names that a user gave.
 _MODELS: dict[tuple[str, ...], type[Strict]] = {
     (): Job,
     ("schema",): FieldType,
@@ -443,7 +444,6 @@ _MODELS: dict[tuple[str, ...], type[Strict]] = {
     ("drift",): Drift,
     ("labels",): Labels,
 }
-"""The models of the parts of a file, by their path without the names that a user gave."""
 
 
 def load_job(path: FilePath | str) -> Job:

@@ -34,6 +34,7 @@ _PARTS = ("year", "month", "day", "hour", "minute", "second", "dayofweek", "dayo
 _TEXT = ("lower", "upper", "strip")
 _SEARCH = ("startswith", "endswith", "contains")
 
+# Functions whose arguments have fixed types.
 FUNCTIONS: dict[str, Function] = {
     **{name: Function((N,), N, f"{name}(x)") for name in (*_MATHS, *_ANGLES)},
     **{name: Function((N, N), N, f"{name}(x, y)") for name in ("hypot", "atan2")},
@@ -57,8 +58,8 @@ FUNCTIONS: dict[str, Function] = {
     "haversine": Function((N, N, N, N), N, "haversine(lat1, lon1, lat2, lon2)"),
     "geohash": Function((N, N, N), S, "geohash(lat, lon, 6)", constant=frozenset({2})),
 }
-"""Functions whose arguments have fixed types."""
 
+# Functions whose types depend on their arguments, with an example each.
 SPECIAL = {
     "where": "where(condition, a, b)",
     "isnull": "isnull(x)",
@@ -73,11 +74,11 @@ SPECIAL = {
     "regex": 'regex(text, "^N[0-9]+")',
     "case": "case(x < 10, 1, x < 100, 2, 3)",
 }
-"""Functions whose types depend on their arguments, with an example each."""
 
+# Those that make a number of a text by what training has learnt of it; see `features.encodings`.
 LEARNT = ("target", "frequency", "onehot")
-"""Those that make a number of a text by what training has learnt of it; see `features.encodings`."""
 
+# Functions of the events of an entity, with an example each; see `windows`.
 WINDOWED = {
     "count": 'count(card, "1h")',
     **{
@@ -89,10 +90,9 @@ WINDOWED = {
     "seconds_since_last": "seconds_since_last(card)",
     "decayed": 'decayed(amount, card, "1h")',
 }
-"""Functions of the events of an entity, with an example each; see `windows`."""
 
+# Functions that take an array as well, or a field of its items.
 OF_ARRAYS = ("len", "count", "sum", "mean", "min", "max")
-"""Functions that take an array as well, or a field of its items."""
 
 NAMES = tuple(dict.fromkeys((*FUNCTIONS, *SPECIAL, *WINDOWED)))
 

@@ -34,22 +34,12 @@ JOBS_MAP = "gridscore.jobs"
 class JobState(StrEnum):
     """States of a job."""
 
-    WAITING = "WAITING"
-    """For a worker."""
-
-    STARTING = "STARTING"
-    """A worker loads what it needs; none scores yet."""
-
+    WAITING = "WAITING"  # for a worker
+    STARTING = "STARTING"  # a worker loads what it needs; none scores yet
     RUNNING = "RUNNING"
-    SUSPENDED = "SUSPENDED"
-    """By a user; goes on where it stopped."""
-
-    FAILED = "FAILED"
-    """It cannot go on before its cause is fixed; the record has the error."""
-
-    CANCELLED = "CANCELLED"
-    """By a user, for good."""
-
+    SUSPENDED = "SUSPENDED"  # by a user; goes on where it stopped
+    FAILED = "FAILED"  # it cannot go on before its cause is fixed; the record has the error
+    CANCELLED = "CANCELLED"  # by a user, for good
     COMPLETED = "COMPLETED"
 
     @classmethod
@@ -58,11 +48,11 @@ class JobState(StrEnum):
 
 
 ENDED = frozenset((JobState.FAILED, JobState.CANCELLED, JobState.COMPLETED))
+# States from which a job does not go on: submitted again, it begins anew.
 OVER = frozenset((JobState.CANCELLED, JobState.COMPLETED))
-"""States from which a job does not go on: submitted again, it begins anew."""
 
+# States in which workers should score for the job.
 WANTED = frozenset((JobState.WAITING, JobState.STARTING, JobState.RUNNING))
-"""States in which workers should score for the job."""
 
 
 @dataclass(frozen=True, slots=True)

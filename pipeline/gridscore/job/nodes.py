@@ -10,8 +10,7 @@ from gridscore.job.types import Type
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable
 
-_COSTS = {"regex": 100}
-"""Operations that take more than others, in memory or time: as how many they count."""
+_COSTS = {"regex": 100}  # operations that take more than others, in memory or time: as how many they count
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,7 @@ class Node:
         return self._hash
 
 
-INTEGERS = frozenset(("int_field", "int_item"))
-"""Operations whose values have all digits of a whole number."""
+INTEGERS = frozenset(("int_field", "int_item"))  # operations whose values have all digits of a whole number
 
 
 def find(node: Node, op: str) -> Node | None:

@@ -34,14 +34,13 @@ def _text(value: Any) -> Any:
     return repr(value) if isinstance(value, int | float) else value
 
 
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), BeforeValidator(_text)]
-"""An expression."""
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), BeforeValidator(_text)]  # an expression
+# Expressions that make a key: a list, also where it is one.
 Key = Annotated[
     tuple[Text, ...],
     Field(min_length=1, max_length=8),
     BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value]),
 ]
-"""Expressions that make a key: a list, also where it is one."""
 
 
 class Lookup(Strict):

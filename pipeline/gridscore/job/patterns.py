@@ -9,10 +9,8 @@ from gridscore.errors import ExpressionError
 
 MAX_PATTERN = 1_000
 MAX_TEXT = 65_536
-_MAX_STEPS = 10_000_000
-"""Characters times the size of the pattern: RE2 takes up to 20 ns for each."""
-_MEMORY = 1 << 18
-"""Bytes of a compiled pattern, and of what matching remembers."""
+_MAX_STEPS = 10_000_000  # characters times the size of the pattern: RE2 takes up to 20 ns for each
+_MEMORY = 1 << 18  # bytes of a compiled pattern, and of what matching remembers
 
 
 @lru_cache(maxsize=1_024)

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     Models = Mapping[tuple[str, ...], type[BaseModel]]
 
-MAX_PROBLEMS = 25
-"""Problems shown at once."""
+MAX_PROBLEMS = 25  # problems shown at once
 
 
 def located(error: ValidationError, document: Document, models: Models) -> list[Problem]:

@@ -10,9 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 MOST_CLASSES = 20
-EVENTS = 20
-"""Events of the history that the tests score."""
-
+EVENTS = 20  # events of the history that the tests score
 _TRAIN = '''\
 """Trains the model of the job beside it: `python train.py -o model.ubj`."""
 

@@ -23,8 +23,7 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*( [A-Za-z0-9_]+)*")
 _TIME = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)?)?")
 _WORDS = {"null", "true", "false"}
 _MAX_LEVELS = 8
-_FEW = 50
-"""Different texts of a field that may be a category, whatever the share of them."""
+_FEW = 50  # different texts of a field that may be a category, whatever the share of them
 
 
 def shell(name: str, events: str = "") -> Job:

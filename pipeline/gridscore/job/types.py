@@ -22,10 +22,8 @@ from pydantic import (
 )
 
 MAX_NAME = 64
-MAX_FEATURES = 1_000
-"""Features of a job, and fields of an event."""
-MAX_ITEM_FIELDS = 64
-"""Fields of an array's items."""
+MAX_FEATURES = 1_000  # features of a job, and fields of an event
+MAX_ITEM_FIELDS = 64  # fields of an array's items
 
 
 class Type(StrEnum):
@@ -35,8 +33,7 @@ class Type(StrEnum):
     STRING = "string"
     BOOL = "bool"
     TIMESTAMP = "timestamp"
-    UNKNOWN = "unknown"
-    """Something that has been reported as wrong already; everything accepts it."""
+    UNKNOWN = "unknown"  # something that has been reported as wrong already; everything accepts it
 
 
 FieldKind = Literal["float", "int", "string", "bool", "timestamp", "array"]
@@ -112,28 +109,25 @@ def seconds_of(duration: str) -> float:
     return int(duration[:-1]) * _SECONDS[duration[-1]]
 
 
+# A name that expressions can use.
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_name)]
-"""A name that expressions can use."""
+# The name of a feature; those that are a :data:`Name` as well can be used in expressions.
 FeatureName = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_feature_name)]
-"""The name of a feature; those that are a :data:`Name` as well can be used in expressions."""
+# The name of a map in the cluster.
 MapName = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_map_name)]
-"""The name of a map in the cluster."""
+# The name of a job or a model.
 JobName = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_job_name)]
-"""The name of a job or a model."""
+# A time span: a whole number and `s`, `m`, `h` or `d`; see :func:`seconds_of`.
 Duration = Annotated[str, BeforeValidator(_duration)]
-"""A time span: a whole number and `s`, `m`, `h` or `d`; see :func:`seconds_of`."""
 
 
-MaxDeadLetters = Annotated[int, Field(ge=1, le=10_000_000)]
-"""How many dead letters there may be."""
+MaxDeadLetters = Annotated[int, Field(ge=1, le=10_000_000)]  # how many dead letters there may be
+# How many bytes of them: at least the largest one, which keeps a mebibyte of its event.
 MaxDeadLetterBytes = Annotated[int, Field(ge=1 << 21, le=1 << 40)]
-"""How many bytes of them: at least the largest one, which keeps a mebibyte of its event."""
-DEAD_LETTERS, DEAD_LETTER_BYTES = 10_000, 64 << 20
-"""Defaults of these."""
+DEAD_LETTERS, DEAD_LETTER_BYTES = 10_000, 64 << 20  # defaults of these
 
 
-_NESTED, _MAX_LEVELS = "$.", 16
-"""What the place of a field in nested objects begins with, and how deep it may be."""
+_NESTED, _MAX_LEVELS = "$.", 16  # what the place of a field in nested objects begins with, and how deep it may be
 
 
 _ARRAY = "an array is a list with the type of its items, as `[float]`, or with a mapping of their fields"

@@ -23,14 +23,13 @@ if TYPE_CHECKING:
 
 MAX_SECONDS = 90 * 86_400.0
 MAX_LAST = 100
-MAX_CALLS = 100
-"""Different calls in a job."""
+MAX_CALLS = 100  # different calls in a job
 MAX_WINDOWS = 16
 
 _SPAN = re.compile(r"[1-9][0-9]{0,7}[smhd]")
 _NO_VALUE = frozenset({"count", "seconds_since_last"})
+# Functions without a choice between a time and `last=N`.
 _NO_LAST = frozenset({"last", "lag", "seconds_since_last", "decayed"})
-"""Functions without a choice between a time and `last=N`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from importlib import metadata, resources
 
 from gridscore.errors import ExpressionError
 
+# Files beside the time zones: what a machine is set to, and what it was delivered with.
 _NOT_ZONES = frozenset(("localtime", "Factory"))
-"""Files beside the time zones: what a machine is set to, and what it was delivered with."""
 
 
 @cache

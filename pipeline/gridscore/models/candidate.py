@@ -36,9 +36,7 @@ if TYPE_CHECKING:
     from gridscore.models.description import Description
 
 _MAX_METRICS = 100
-_MAX_TRAINING = 2 * MAX_BYTES
-"""Characters of what is known of the training: whoever lists versions reads it."""
-
+_MAX_TRAINING = 2 * MAX_BYTES  # characters of what is known of the training: whoever lists versions reads it
 _MAX_RECORD = MAX_RECORD - 1_000  # a signature comes on top
 
 

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 PARITY_MAP = "gridscore.parity"
 
-MOST = 20
-"""Certificates of a model and job: whoever asks for the status of a job reads all."""
+MOST = 20  # certificates of a model and job: whoever asks for the status of a job reads all
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,11 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _LEAF = -1
-_MAX_CATEGORY = 1 << 24
-"""Above it, float32 cannot tell category codes apart."""
-
+_MAX_CATEGORY = 1 << 24  # above it, float32 cannot tell category codes apart
+# XGBoost before it counts characters where it cuts bytes: beyond ASCII its texts are not what training had.
 _WHOLE_TEXTS = (3, 4, 0)
-"""XGBoost before it counts characters where it cuts bytes: beyond ASCII its texts are not what training had."""
 
 MAX_FEATURES = 100_000
 
@@ -34,9 +32,9 @@ _SCORES = re.compile(rf"{_SCORE}|\[{_SCORE}(,{_SCORE})*\]")
 _SCORE_LENGTH = 100
 
 _SPARE_SETS = 64 << 20
+# Bytes that XGBoost may take for sets of categories, for each byte of the file: it keeps a bit for each code up to the
+# highest in each split, and a file says that code in four bytes.
 _SETS_PER_BYTE = 64
-"""Bytes that XGBoost may take for sets of categories, for each byte of the file: it keeps a bit for each code up to the
-highest in each split, and a file says that code in four bytes."""
 
 NAMES_HINT = (
     "Train on a DataFrame, give names to `xgboost.DMatrix(X, label=y, feature_names=[...])`, or set "

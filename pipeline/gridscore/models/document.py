@@ -30,8 +30,8 @@ _MOST_VALUES = 4_000_000
 
 A model is pushed from a machine that may be larger than a worker's.
 """
+# Bytes of JSON at most: its arrays of numbers may take eight times as many before they are packed. UBJ has no need.
 MAX_JSON = 64 << 20
-"""Bytes of JSON at most: its arrays of numbers may take eight times as many before they are packed. UBJ has no need."""
 _LONG = struct.Struct(">q")
 _SCALARS = {
     ord("i"): struct.Struct(">b"),

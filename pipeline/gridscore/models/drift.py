@@ -27,19 +27,14 @@ DRIFT_MAP = "gridscore.drift"
 
 MEASURES = ("psi", "ks", "missing", "unseen")
 
+# Alerts of a job, those that have ended and are not told of among them; while there are so many, no other begins.
 MOST_ALERTS = 100
-"""Alerts of a job, those that have ended and are not told of among them; while there are so many, no other begins."""
 
-_LEAST = 100
-"""Values from which on a distribution is compared."""
-
+_LEAST = 100  # values from which on a distribution is compared
 _MOST_VERSIONS = 8
 _MOST_WORKERS = 512
-_STALE_WINDOWS, _STALE_SECONDS = 4, 120.0
-"""A version that no worker has told of for so long does not score any more."""
-
-Moment = Annotated[int, Meta(ge=0, lt=253_402_300_800_000)]
-"""Milliseconds since 1970, before the year 10,000."""
+_STALE_WINDOWS, _STALE_SECONDS = 4, 120.0  # a version that no worker has told of for so long does not score any more
+Moment = Annotated[int, Meta(ge=0, lt=253_402_300_800_000)]  # milliseconds since 1970, before the year 10,000
 Word = Annotated[str, Meta(max_length=1_200)]
 Version = Annotated[str, Meta(max_length=200, pattern="^.+ v[1-9][0-9]{0,9}$")]
 Counts = Annotated[tuple[Annotated[tuple[Count, ...], Meta(max_length=64)], ...], Meta(max_length=100_100)]

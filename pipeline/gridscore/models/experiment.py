@@ -37,15 +37,9 @@ if TYPE_CHECKING:
 EXPERIMENTS_MAP = "gridscore.experiments"
 COUNTS_MAP = "gridscore.experiment-counts"
 
-VARIANTS = ("champion", "challenger")
-"""What results call who made them."""
-
-SHARES = 10_000
-"""Parts into which the entities are divided."""
-
-GROUPS = 64
-"""Groups of entities by which chance is judged: the events of one entity are alike, and all in one group."""
-
+VARIANTS = ("champion", "challenger")  # what results call who made them
+SHARES = 10_000  # parts into which the entities are divided
+GROUPS = 64  # groups of entities by which chance is judged: the events of one entity are alike, and all in one group
 _BIN_BITS = 18  # of a float32 that a bin does not tell apart: a thirty-second of the number at most
 _BINS, _HALF = 1 << (32 - _BIN_BITS), 1 << (31 - _BIN_BITS)
 _DRAWN = 10_000

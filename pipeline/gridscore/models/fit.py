@@ -169,8 +169,8 @@ _CHANGED = (
 )
 
 
+# Objectives that give one number: the probability of the second of two classes.
 PROBABILITY = ("binary:logistic", "reg:logistic")
-"""Objectives that give one number: the probability of the second of two classes."""
 
 
 def _title(version: ModelVersion) -> str:
@@ -265,11 +265,11 @@ def _is_made_alike(name: str, job: Job, version: ModelVersion) -> bool:
     return same_definition(version.definitions.features[name], definitions_of(job).features[name])
 
 
+# Whether a text is one that the operation can make.
 _NUMBERS_AS_TEXT: dict[str, Callable[[str], bool]] = {
     "string_of_int": lambda text: _WHOLE.fullmatch(text) is not None,
     "string_of_number": lambda text: number_text(parse_number(text)) == text,
 }
-"""Whether a text is one that the operation can make."""
 
 
 def _listing(lines: Sequence[str]) -> str:

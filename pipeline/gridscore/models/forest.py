@@ -38,17 +38,14 @@ _IDENTITY = frozenset(
 )
 _LOGISTIC = frozenset(("binary:logistic", "reg:logistic"))
 
-MAX_DEPTH = 16
-"""All rows go as deep as the deepest leaf of a tree: trees that are deeper are usually uneven, too."""
-
+MAX_DEPTH = 16  # all rows go as deep as the deepest leaf of a tree: trees that are deeper are usually uneven, too
 _NODE = np.dtype([("threshold", np.float32), ("feature", np.uint32), ("child", np.int32), ("value", np.float32)])
 _MISSING_RIGHT = np.uint32(1 << 31)
 _LEAF = -1
 
 _fast = compiled("gridscore.models._forest")
 
-MANY_ROWS = 16
-"""So many rows, and more, are predicted by their ranks, where the processor and the model are for it."""
+MANY_ROWS = 16  # so many rows, and more, are predicted by their ranks, where the processor and the model are for it
 
 # As `Top` and `Cuts` of `_forest.c`.
 _TOP = np.dtype(
@@ -68,8 +65,8 @@ _MAX_CUTS = 254
 _NEVER = 255
 
 _STEPS_OF_TOP = 3
+# What one row's way through a top, and one of its ranks, cost in steps from node to node, with `MANY_ROWS` rows.
 _STEPS_OF_RANK = 4
-"""What one row's way through a top, and one of its ranks, cost in steps from node to node, with `MANY_ROWS` rows."""
 
 
 class Forest:

@@ -22,12 +22,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# As in pyproject.toml. 3.0 reads the base score of a model that 3.1 has saved as another number, without a word.
 OLDEST_XGBOOST = (3, 2)
-"""As in pyproject.toml. 3.0 reads the base score of a model that 3.1 has saved as another number, without a word."""
 
-WARM_UP = (1, 16, 256, 1024)
-"""Rows of the batches that a model predicts before it goes live."""
-
+WARM_UP = (1, 16, 256, 1024)  # rows of the batches that a model predicts before it goes live
 _PROBE_CELLS = 1 << 21
 
 

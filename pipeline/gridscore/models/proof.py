@@ -23,20 +23,13 @@ if TYPE_CHECKING:
 
     Predict = Callable[..., NDArray[np.float32]]
 
-MAX_WORK = 1 << 29
-"""Steps from node to node that the proof of each way takes at most: some seconds of one core."""
-
-SLICE_WORK = 1 << 20
-"""Steps of one call of the compiled loop, which holds the interpreter: about a millisecond."""
-
+MAX_WORK = 1 << 29  # steps from node to node that the proof of each way takes at most: some seconds of one core
+SLICE_WORK = 1 << 20  # steps of one call of the compiled loop, which holds the interpreter: about a millisecond
 _CELLS = 1 << 19
-_CELL_WORK = 8
-"""Steps that making one number of a row is worth."""
-
+_CELL_WORK = 8  # steps that making one number of a row is worth
 _HIGH = np.float32(np.inf)
 _SPECIAL = np.array([np.nan, 0.0, -0.0, 1e-45, -1e-45, np.inf, -np.inf, 3e38], np.float32)
-_SIZES = (1, 3, 16, 17, 64, 1024)
-"""Rows a call, in turn: the compiled loop treats them in groups."""
+_SIZES = (1, 3, 16, 17, 64, 1024)  # rows a call, in turn: the compiled loop treats them in groups
 
 
 def gives_same_bits(forest: Forest, predict: Predict) -> bool:
@@ -118,8 +111,7 @@ class _Pool(NamedTuple):
 class _Paths(NamedTuple):
     """The way from each node up to its root. Nodes of all trees are numbered through."""
 
-    parent: NDArray[np.int64]
-    """Of a root: -1."""
+    parent: NDArray[np.int64]  # of a root: -1
     is_right: NDArray[np.bool_]
     leaves: NDArray[np.int64]
     feature: NDArray[np.int64]

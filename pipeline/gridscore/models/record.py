@@ -22,21 +22,13 @@ if TYPE_CHECKING:
 
 MAX_VERSIONS = 10_000
 MAX_ALIASES = 100
-MAX_HISTORY = 50
-"""Moves of one alias that are remembered."""
-
-MAX_LOG = 200
-"""Entries of a model's log that are kept."""
-
+MAX_HISTORY = 50  # moves of one alias that are remembered
+MAX_LOG = 200  # entries of a model's log that are kept
 MAX_TAGS = 50
-MAX_ABOUT = 2 << 20
-"""Bytes that the tags and descriptions of all versions of a model take together, as JSON."""
-
-MAX_SAMPLE = 64 << 20
-"""Bytes of the largest labelled sample."""
-
+MAX_ABOUT = 2 << 20  # bytes that the tags and descriptions of all versions of a model take together, as JSON
+MAX_SAMPLE = 64 << 20  # bytes of the largest labelled sample
+# An upload that has not been renewed for so long has been given up, and the next push clears it away.
 STALE_SECONDS = 120.0
-"""An upload that has not been renewed for so long has been given up, and the next push clears it away."""
 
 
 class Stored(msgspec.Struct, frozen=True):

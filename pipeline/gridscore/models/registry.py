@@ -56,8 +56,7 @@ class Added(NamedTuple):
     """What came of a push."""
 
     version: ModelVersion
-    is_new: bool
-    """False if the registry held the very same model already: `version` is the one that it is."""
+    is_new: bool  # False if the registry held the very same model already: `version` is the one that it is
 
 
 class Approval(NamedTuple):

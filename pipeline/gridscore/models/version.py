@@ -21,17 +21,13 @@ if TYPE_CHECKING:
     from gridscore.features.encodings import Learnt
     from gridscore.models.description import Description
 
+# Bytes of a model in one entry of the grid: values of many megabytes are read slowly (python-client#434).
 CHUNK = 1 << 20
-"""Bytes of a model in one entry of the grid: values of many megabytes are read slowly (python-client#434)."""
 
-MAX_SIZE = 1 << 30
-"""Bytes of the largest model taken."""
-
+MAX_SIZE = 1 << 30  # bytes of the largest model taken
 MAX_CATEGORIES = 100_000
 
-SHOWN = 10
-"""Features that a message names."""
-
+SHOWN = 10  # features that a message names
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 Text = Annotated[str, Meta(max_length=1000)]

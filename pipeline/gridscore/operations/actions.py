@@ -27,9 +27,7 @@ _log = logging.getLogger(__name__)
 
 ACTIONS_MAP = "gridscore.actions"
 
-KEPT = 1_000
-"""Actions that are kept."""
-
+KEPT = 1_000  # actions that are kept
 MAX_WHY = 300
 
 BEGUN, DONE = "begun", "done"

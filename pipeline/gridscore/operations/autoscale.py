@@ -22,15 +22,10 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.operations.status import JobStatus
 
-AUTOSCALE_MAP = "gridscore.autoscale"
-"""By job: the last decisions about its number of workers."""
-
-KEPT = 100
-"""Decisions that are kept."""
-
+AUTOSCALE_MAP = "gridscore.autoscale"  # by job: the last decisions about its number of workers
+KEPT = 100  # decisions that are kept
 _WINDOW_SECONDS = 10.0
-_COMMIT_SECONDS = 2.0
-"""Events of these last seconds may be scored but not committed: they are not backlog."""
+_COMMIT_SECONDS = 2.0  # events of these last seconds may be scored but not committed: they are not backlog
 
 
 @dataclass(frozen=True)

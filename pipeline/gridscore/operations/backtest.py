@@ -36,13 +36,11 @@ if TYPE_CHECKING:
     from gridscore.scoring.rehearsal import Given
 
 _CHUNK = 8_192
+# Lengths of the periods that metrics are shown for, in seconds.
 _PERIODS = (60, 300, 900, 3_600, 21_600, 86_400, 7 * 86_400, 30 * 86_400, 91 * 86_400, 365 * 86_400)
-"""Lengths of the periods that metrics are shown for, in seconds."""
 
 _MOST_PERIODS = 24
-_FARTHEST = 6e10
-"""Seconds from 1970 to times that can be written, about 1,900 years."""
-
+_FARTHEST = 6e10  # seconds from 1970 to times that can be written, about 1,900 years
 _BINS = 10
 
 

@@ -57,21 +57,18 @@ _log = logging.getLogger(__name__)
 
 BACKUPS_MAP = "gridscore.backups"
 
-KEY_TYPES = (STRING, -7, -8)
-"""Of serialized keys: strings and whole numbers, as all that Gridscore writes and looks up."""
-
+KEY_TYPES = (STRING, -7, -8)  # of serialized keys: strings and whole numbers, as all that Gridscore writes and looks up
+# Control maps that say something of this cluster's journals and processes, which another one does not have; and the
+# sources' positions, which are kept as of the mark.
 NOT_KEPT = frozenset(
     {
         *(LEASES_MAP, SESSIONS_MAP, WORKERS_MAP, HEARTBEATS_MAP, HOLDINGS_MAP, RESCANS_MAP, SOURCES_MAP),
         *(PROCESSES_MAP, ERAS_MAP, AUDITS_MAP, ACKNOWLEDGED_MAP, AUTOSCALE_MAP, BACKUPS_MAP, POSITIONS_MAP),
     }
 )
-"""Control maps that say something of this cluster's journals and processes, which another one does not have; and the
-sources' positions, which are kept as of the mark."""
 
 _BYTE_ARRAY = -12
-_AT_ONCE = 10_000
-"""Entries of a map that are read in one message."""
+_AT_ONCE = 10_000  # entries of a map that are read in one message
 _PAGE = 1_000
 _MOST_STAGES = 20
 _ATTEMPTS = 5

@@ -36,19 +36,12 @@ if TYPE_CHECKING:
     from gridscore.operations.status import JobStatus, Overview
     from gridscore.sources.status import SourceStatus
 
-_MOST_MAPS = 16
-"""Maps that nobody reads whose journals are looked at."""
-
-_HEAP_SECONDS = 2.0
-"""How long to wait for members to tell how full their heaps are."""
+_MOST_MAPS = 16  # maps that nobody reads whose journals are looked at
+_HEAP_SECONDS = 2.0  # how long to wait for members to tell how full their heaps are
 
 
-GONE = "GONE"
-"""Shown as the state of a job that was lost together with its cluster."""
-
-INVALID = "INVALID"
-"""Shown as the state of a job whose record cannot be used."""
-
+GONE = "GONE"  # shown as the state of a job that was lost together with its cluster
+INVALID = "INVALID"  # shown as the state of a job whose record cannot be used
 REPAIR = "`gridscore repair --dry-run` shows what can be done about it."
 
 

@@ -19,58 +19,38 @@ if TYPE_CHECKING:
 
     from gridscore.operations.status import JobStatus, Position
 
-TREND_SECONDS = 3.5
-"""Looks that are closer together show no trend: offsets and records are written once a second."""
-
-LATE_SECONDS = 10.0
-"""Growing lag is not a problem while working it off would take less than this."""
-
-_LATE_PART = 0.2
-"""Nor while p99 is below this part of it."""
-
+TREND_SECONDS = 3.5  # looks that are closer together show no trend: offsets and records are written once a second
+LATE_SECONDS = 10.0  # growing lag is not a problem while working it off would take less than this
+_LATE_PART = 0.2  # nor while p99 is below this part of it
+# A copy of a lookup map is loaded every ten minutes at least; if it is older, that has failed.
 LOOKUP_OLD_SECONDS = 660.0
-"""A copy of a lookup map is loaded every ten minutes at least; if it is older, that has failed."""
 
-NEARLY_FULL = 0.8
-"""Part of a partition's journal that unread events may fill without a finding."""
-
-_FORECAST_FULL = 0.25
-"""Below this, the events between two commits look like growth."""
-
+NEARLY_FULL = 0.8  # part of a partition's journal that unread events may fill without a finding
+_FORECAST_FULL = 0.25  # below this, the events between two commits look like growth
+# Unread entries that are overwritten so soon are a finding; and a problem.
 _FORECAST_SECONDS, _SOON_SECONDS = 300.0, 60.0
-"""Unread entries that are overwritten so soon are a finding; and a problem."""
 
-QUALITY_EVENTS = 100
-"""Events that must have been counted before shares of missing values are judged."""
-
+QUALITY_EVENTS = 100  # events that must have been counted before shares of missing values are judged
+# Part of the events without an entry in a lookup that is a finding; and a problem, as the lookup is useless.
 MANY_MISSES, ALL_MISSES = 0.2, 0.99
-"""Part of the events without an entry in a lookup that is a finding; and a problem, as the lookup is useless."""
 
+# Part of the events with a category that the model does not know: a finding; and a problem.
 SOME_UNSEEN, MANY_UNSEEN = 0.05, 0.5
-"""Part of the events with a category that the model does not know: a finding; and a problem."""
 
-MANY_LATE = 0.01
-"""Part of the events that came too late to count in windows that is a finding."""
-
+MANY_LATE = 0.01  # part of the events that came too late to count in windows that is a finding
 _TAKEN_OVER = "Another worker takes them over once their leases have run out. If none does: `gridscore worker`."
 
-_NAMED = 3
-"""How many workers a sentence names."""
-
+_NAMED = 3  # how many workers a sentence names
 _NO_BASELINE = "Attach the matrix that the model was trained on, `matrix.attach(booster)`, and push it again."
 
-MANY_MISSING = 0.5
-"""Part of the events without a value for a feature that is a finding."""
+MANY_MISSING = 0.5  # part of the events without a value for a feature that is a finding
 
 
 class Level(StrEnum):
     """How bad it is."""
 
-    PROBLEM = "problem"
-    """The job is not well."""
-
-    NOTE = "note"
-    """Worth knowing; the job is well."""
+    PROBLEM = "problem"  # the job is not well
+    NOTE = "note"  # worth knowing; the job is well
 
 
 @dataclass(frozen=True, slots=True)

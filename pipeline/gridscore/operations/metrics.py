@@ -54,21 +54,14 @@ if TYPE_CHECKING:
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PATH = "/metrics"
 
-_CONNECTIONS = 32
-"""From one address: a client that forgets to close its connections must not lock out the next."""
-
-LOOK_SECONDS = 2.0
-"""How long to wait for what the cluster has to answer."""
-
-BELIEVED_SECONDS = 1.0
-"""Who asks again within this time gets the same answer: it costs the cluster nothing."""
-
-_KEPT_SECONDS = 30.0
-"""How far back looks say whether a journal fills; further, where nobody has asked meanwhile."""
-
+_CONNECTIONS = 32  # from one address: a client that forgets to close its connections must not lock out the next
+LOOK_SECONDS = 2.0  # how long to wait for what the cluster has to answer
+BELIEVED_SECONDS = 1.0  # who asks again within this time gets the same answer: it costs the cluster nothing
+_KEPT_SECONDS = 30.0  # how far back looks say whether a journal fills; further, where nobody has asked meanwhile
 _SOURCE_STATES = ("starting", "running", "waiting", "paused", "interrupted", FAILED)
 _SINK_STATES = (STARTING, DELIVERING, WAITING, PAUSED)
 
+# Counters of `GroupStats`: name, of the events or results that are counted, and what it means.
 _OF_GROUPS = {
     "events": ("{}", "Acknowledged."),
     "lost": ("lost_{}", "Overwritten before this process read them."),
@@ -79,7 +72,6 @@ _OF_GROUPS = {
     "taken": ("taken_partitions", "Partitions that were taken."),
     "given": ("given_partitions", "Partitions that were given back."),
 }
-"""Counters of `GroupStats`: name, of the events or results that are counted, and what it means."""
 
 _OF_JOBS = {
     "batches": ("batches", "Micro-batches: events by them is the mean size of one."),

@@ -31,15 +31,11 @@ if TYPE_CHECKING:
     from gridscore.job import Job
     from gridscore.job.monitoring import Labels
 
-MOST_ROWS = 5_000_000
-"""Results, and labels with keys of their own, that a report takes: 40 bytes each."""
-
+MOST_ROWS = 5_000_000  # results, and labels with keys of their own, that a report takes: 40 bytes each
 _MOST_GROUPS = 20
 _Group = tuple[str, int, str]
 _PAGE = 1_000
-_LARGEST, _FARTHEST = 3.4e38, 6e13
-"""A float32, and milliseconds since 1970 that can be written as a time: 1,900 years."""
-
+_LARGEST, _FARTHEST = 3.4e38, 6e13  # a float32, and milliseconds since 1970 that can be written as a time: 1,900 years
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 

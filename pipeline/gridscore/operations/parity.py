@@ -48,18 +48,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-EVENTS = 20_000
-"""Events that are compared, unless one says otherwise."""
-
+EVENTS = 20_000  # events that are compared, unless one says otherwise
 AT_PUSH = 2_000
 MOST_EVENTS = 1_000_000
-MOST_SHOWN = 2_000
-"""Characters of an event that a difference shows."""
-
+MOST_SHOWN = 2_000  # characters of an event that a difference shows
 _FIRST_PAGE, _PAGE = 16, 512
 _READ_SECONDS = 10.0
+# What a result says of how it was written, and of why it is what it is.
 _BY_WRITER = frozenset(("epoch", "scored_at", "sequence", "variant", "reasons", "amended_at"))
-"""What a result says of how it was written, and of why it is what it is."""
 
 _FEATURE = "feature "
 

@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from gridscore.operations.subject import Subject
     from gridscore.scoring.rehearsal import Given
 
-MOST_RAW = 1 << 20
-"""Bytes of an event that are shown."""
-
+MOST_RAW = 1 << 20  # bytes of an event that are shown
 _CHUNK = 256
 
 

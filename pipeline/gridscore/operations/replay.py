@@ -46,12 +46,10 @@ if TYPE_CHECKING:
 _ATTEMPTS = 5
 _AT_ONCE = 64
 _NO_TEXT = bytes(4)
-PUT_SECONDS = 30.0
-"""How long after its claim a process may put an event."""
-
+PUT_SECONDS = 30.0  # how long after its claim a process may put an event
+# A claim is free after this time: the process that made it has died, and what it has sent is done, or never will be.
+# Members that hang do what they were sent when they go on; the others take one for dead after a minute.
 CLAIM_SECONDS = PUT_SECONDS + HOLD_SECONDS + 130.0
-"""A claim is free after this time: the process that made it has died, and what it has sent is done, or never will be.
-Members that hang do what they were sent when they go on; the others take one for dead after a minute."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.operations.restore_points import Folder, Point
 
-_ENTRIES, _BYTES = 500, 1 << 20
-"""Of one message."""
+_ENTRIES, _BYTES = 500, 1 << 20  # of one message
 _LEASE_SECONDS = 40.0
 
 _is_json = msgspec.json.Decoder(msgspec.Raw).decode

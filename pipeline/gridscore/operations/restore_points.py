@@ -27,12 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-KEPT, KEPT_HOURS = 10, 24
-"""The newest points that are kept; and for how many hours the last one of each."""
-
-MOST_BYTES = 1 << 30
-"""Of the entries of one map."""
-
+KEPT, KEPT_HOURS = 10, 24  # the newest points that are kept; and for how many hours the last one of each
+MOST_BYTES = 1 << 30  # of the entries of one map
 _MOST_POINT = 64 << 20
 _SLACK = 1_000
 _EARLIER = "An earlier point may do: --point."

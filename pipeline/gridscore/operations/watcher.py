@@ -17,11 +17,8 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.operations.flow import Flow
 
-ANSWER_SECONDS = 5.0
-"""A look that takes longer is given up, and tried again."""
-
-_WINDOW_SECONDS = 6.0
-"""How far back findings look."""
+ANSWER_SECONDS = 5.0  # a look that takes longer is given up, and tried again
+_WINDOW_SECONDS = 6.0  # how far back findings look
 
 
 class Watcher:

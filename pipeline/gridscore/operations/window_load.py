@@ -52,14 +52,10 @@ if TYPE_CHECKING:
     from gridscore.group.lease_records import LeaseRecord
     from gridscore.job import JobRecord
 
-MOST_BYTES = 1 << 30
-"""States that are made at once."""
-
+MOST_BYTES = 1 << 30  # states that are made at once
 _CHUNK = 8_192
-_AT_ONCE = 256
-"""States that are written at once."""
-_SHARES = 1 << 16
-"""Parts that all entities can be divided into."""
+_AT_ONCE = 256  # states that are written at once
+_SHARES = 1 << 16  # parts that all entities can be divided into
 _ENTRY_BYTES = 250
 
 

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-MAX_ENTRIES = 10_000_000
-"""Entries of both maps above which the members are not asked to hold their keys."""
-
+MAX_ENTRIES = 10_000_000  # entries of both maps above which the members are not asked to hold their keys
 _MAPPING = "gridscore_audit_"
 _LEFT_OVER_SECONDS = 24 * 3600.0
 _SAMPLED_PARTITIONS = 32

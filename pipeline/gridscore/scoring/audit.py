@@ -44,18 +44,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# By job: who began its last scheduled audit, and when; and the figures of the last one that ended.
 AUDITS_MAP = "gridscore.audits"
-"""By job: who began its last scheduled audit, and when; and the figures of the last one that ended."""
 
-MAX_FOUND = 1_000_000
-"""Events without a result at which an audit stops: there will be another."""
-
-PATIENCE_SECONDS = 20.0
-"""How long an audit waits for a job without progress."""
-
-MAX_FOUND_ON_SCHEDULE = 100_000
-"""The same for audits that run beside the scoring."""
-
+MAX_FOUND = 1_000_000  # events without a result at which an audit stops: there will be another
+PATIENCE_SECONDS = 20.0  # how long an audit waits for a job without progress
+MAX_FOUND_ON_SCHEDULE = 100_000  # the same for audits that run beside the scoring
 _LOOK_SECONDS = 0.5
 _SCHEDULE_SECONDS = 60.0
 _CHUNK = 1_000

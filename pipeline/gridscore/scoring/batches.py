@@ -38,12 +38,12 @@ class Rows:
     sequences: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     values: list[bytes] = field(default_factory=list)
+    # Partitions in order, each with the number of its rows; a partition may occur twice.
     spans: list[tuple[PartitionBatch, int]] = field(default_factory=list)
-    """Partitions in order, each with the number of its rows; a partition may occur twice."""
+    # Of a job with windows: whether the event has its result, and is for its windows only.
     scored: list[bool] = field(default_factory=list)
-    """Of a job with windows: whether the event has its result, and is for its windows only."""
+    # Of a job with windows: what tells the rows apart that come through.
     places: list[int] = field(default_factory=list)
-    """Of a job with windows: what tells the rows apart that come through."""
 
     def keys_by_batch(self) -> Iterator[tuple[PartitionBatch, list[bytes]]]:
         """The keys of each span's rows."""

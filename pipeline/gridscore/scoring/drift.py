@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# Of a time, so many rows are all looked at, and one in so many afterwards, which counts as many times.
 WHOLE, EVERY = 10_000, 32
-"""Of a time, so many rows are all looked at, and one in so many afterwards, which counts as many times."""
 
 _BUFFER = 1_024
 _LONGEST_TICK = 15.0

@@ -45,9 +45,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-RECENT_SECONDS = 60.0
-"""What was counted lately is judged as well as all."""
-
+RECENT_SECONDS = 60.0  # what was counted lately is judged as well as all
 _RETRY_SECONDS = 10.0
 
 

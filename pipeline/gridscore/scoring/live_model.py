@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# First pause between two attempts to load a model. (A promotion is announced: it does not wait for this.)
 POLL_SECONDS = 1.0
-"""First pause between two attempts to load a model. (A promotion is announced: it does not wait for this.)"""
 
 _RETRY_SECONDS = 10.0
 

@@ -32,13 +32,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _PAGE = 512
+# How long rescans use the dead letters that were read: they come in numbers, one for each partition.
 _LETTERS_SECONDS = 5.0
-"""How long rescans use the dead letters that were read: they come in numbers, one for each partition."""
 
 _WAIT_SECONDS = 0.1
-_PATIENCE_SECONDS = 20.0
-"""How long a rescan waits for what it found, before it is left for later."""
-
+_PATIENCE_SECONDS = 20.0  # how long a rescan waits for what it found, before it is left for later
 _AT_ONCE = 512
 
 

@@ -39,11 +39,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_CAPACITY = 1_000_000
-"""Entries of a journal, as in our hazelcast.yaml."""
-
+_CAPACITY = 1_000_000  # entries of a journal, as in our hazelcast.yaml
+# Patterns of control maps, each with a map that is looked at instead of all.
 _CONTROL = {"gridscore.*": "gridscore.jobs", "dead-letters.*": "dead-letters.job"}
-"""Patterns of control maps, each with a map that is looked at instead of all."""
 
 
 class _Worker(msgspec.Struct, frozen=True):

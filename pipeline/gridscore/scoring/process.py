@@ -15,8 +15,8 @@ _NOT_NEEDED = ("pandas", "pyarrow", "sklearn", "xgboost.sklearn")
 It costs more memory, and start time, than all the rest of a worker.
 """
 
+# What XGBoost imports from SciPy, only to ask whether its data are of these types.
 _SPARSE = ("coo_array", "coo_matrix", "csc_array", "csc_matrix", "csr_array", "csr_matrix")
-"""What XGBoost imports from SciPy, only to ask whether its data are of these types."""
 
 
 def import_xgboost() -> None:

@@ -25,21 +25,13 @@ from gridscore.errors import GridscoreError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-READY = "ready"
-"""What a child says once it is connected."""
-
-STOP_SECONDS = 20.0
-"""How long a child may take to stop in order; longer only if its cluster hangs."""
-
+READY = "ready"  # what a child says once it is connected
+STOP_SECONDS = 20.0  # how long a child may take to stop in order; longer only if its cluster hangs
+# Seconds before a child that died is restarted the first time, the second time and so on.
 DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Seconds before a child that died is restarted the first time, the second time and so on."""
 
-QUICK_SECONDS = 10.0
-"""A child that lived no longer, or was never connected, has died quickly."""
-
-GIVE_UP = 5
-"""Quick deaths in a row, of every child, after which they are not restarted."""
-
+QUICK_SECONDS = 10.0  # a child that lived no longer, or was never connected, has died quickly
+GIVE_UP = 5  # quick deaths in a row, of every child, after which they are not restarted
 _HELD_LINES = 200
 _LINE_BYTES = 1 << 20
 

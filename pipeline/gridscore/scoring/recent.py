@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 16
 
-MAX_BYTES = 128 << 20
-"""Bytes of events above which no more are read."""
+MAX_BYTES = 128 << 20  # bytes of events above which no more are read
 
 
 class RecentEvents:

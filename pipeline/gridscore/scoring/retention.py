@@ -59,17 +59,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-MAX_ROUND_SECONDS = 900.0
-"""Longest pause between two rounds through the maps; a quarter of `retain` if that is less."""
-
+MAX_ROUND_SECONDS = 900.0  # longest pause between two rounds through the maps; a quarter of `retain` if that is less
 SHARE = 0.2
-MAX_SHARE = 0.8
-"""Part of the time that removing may take; up to the second while it does not keep up."""
-
+MAX_SHARE = 0.8  # part of the time that removing may take; up to the second while it does not keep up
 _PAGE = 512
 _STATES_PAGE = 32
-_STATES_ROUNDS = 8
-"""Rounds through the states of windows in the time for which they are kept: each reads all of them."""
+_STATES_ROUNDS = 8  # rounds through the states of windows in the time for which they are kept: each reads all of them
 _AT_ONCE = 64
 _CHUNK = 256
 _PART_OF_RING = 8

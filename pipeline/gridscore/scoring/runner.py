@@ -71,15 +71,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-BATCH_EVENTS = 4_096
-"""Events after which a batch takes no further page."""
-
-UNACKNOWLEDGED_EVENTS = 32_768
-"""Events written and not acknowledged, above which the loop waits."""
-
+BATCH_EVENTS = 4_096  # events after which a batch takes no further page
+UNACKNOWLEDGED_EVENTS = 32_768  # events written and not acknowledged, above which the loop waits
 CLOSE_SECONDS = 3.0
+# Rings that a worker looks at to learn how much one holds; an estimate that is too small only commits early.
 _RINGS = 32
-"""Rings that a worker looks at to learn how much one holds; an estimate that is too small only commits early."""
 
 _STATS_SECONDS = 0.5
 _RETRY_SECONDS = 0.5

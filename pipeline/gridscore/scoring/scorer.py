@@ -47,8 +47,7 @@ class ScoredBatch:
     partitions: list[PartitionBatch]
     rejected: list[Rejected]
     events: int
-    answered: Answered | None = None
-    """What a shadow is to score, if the job has one."""
+    answered: Answered | None = None  # what a shadow is to score, if the job has one
 
 
 class Scorer:

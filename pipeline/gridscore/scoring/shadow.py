@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from gridscore.scoring.stats import JobStats
     from gridscore.scoring.trial import Answered
 
-MOST_WRITES = 512
-"""Writes that are not acknowledged, above which events are left out."""
+MOST_WRITES = 512  # writes that are not acknowledged, above which events are left out
 
 
 class Shadow:

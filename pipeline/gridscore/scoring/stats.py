@@ -29,8 +29,8 @@ _COUNTERS = (
     "taken",
     "given",
 )
+# What a worker's record holds as it is here.
 _PLAIN = (*_COUNTERS, "partitions", "committed_at", "version", "quality", "experiment")
-"""What a worker's record holds as it is here."""
 
 _LATENCY_WRITES = 2_048
 _LATENCY_SECONDS = 10.0

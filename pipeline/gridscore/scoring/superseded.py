@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 ROUND_SECONDS = 60.0
-KEEP_SECONDS = 86_400.0
-"""How long the dead letter of an event is kept when a newer one of its key has a result."""
+KEEP_SECONDS = 86_400.0  # how long the dead letter of an event is kept when a newer one of its key has a result
 
 
 class By(Enum):

@@ -31,17 +31,13 @@ if TYPE_CHECKING:
     from gridscore.scoring.batches import Rows
     from gridscore.scoring.drift import Sketch
 
-_BATCHES, _EVENTS = 64, 1_024
-"""Of so many, counts are settled at once: a batch alone may have one event."""
-
+_BATCHES, _EVENTS = 64, 1_024  # of so many, counts are settled at once: a batch alone may have one event
 _TEXT, _NULL = STRING.to_bytes(4, "big", signed=True), bytes(4)
 
-Given = Sequence[Any]
-"""What models score: the matrix, and the margins if there are any."""
-
+Given = Sequence[Any]  # what models score: the matrix, and the margins if there are any
+# Of a batch: scores, matrix, who gave each score, the number of each entity (-1 if there is none), and the margins, if
+# there are any.
 Columns = Sequence[Any]
-"""Of a batch: scores, matrix, who gave each score, the number of each entity (-1 if there is none), and the margins,
-if there are any."""
 
 
 @dataclass(frozen=True, slots=True)

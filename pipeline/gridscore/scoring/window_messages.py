@@ -32,19 +32,17 @@ if TYPE_CHECKING:
     from gridscore.features.windows import Windows
     from gridscore.job import Job
 
+# Answers of a partition and window that are kept, twice: of the journal's events, and of those found in the map.
 SLOTS = 1_024
-"""Answers of a partition and window that are kept, twice: of the journal's events, and of those found in the map."""
 
+# Entries of a partition's journal. What is overwritten unread is asked for again, if it was not answered.
 REQUEST_RING, ANSWER_RING = 256, SLOTS
-"""Entries of a partition's journal. What is overwritten unread is asked for again, if it was not answered."""
 
+# Workers times windows for which the ring of requests has room: each has one that waits or asks for what stands
+# answered, one just answered, and one more as a put failed.
 MOST_ASKING = REQUEST_RING // 3
-"""Workers times windows for which the ring of requests has room: each has one that waits or asks for what stands
-answered, one just answered, and one more as a put failed."""
 
-LEDGER_PARTITIONS = 32
-"""Partitions of events that a ledger is for: a batch writes those of which it has events."""
-
+LEDGER_PARTITIONS = 32  # partitions of events that a ledger is for: a batch writes those of which it has events
 _SEQUENCE = struct.Struct("<q")
 _LONG_KEY = struct.Struct(">iiq")
 

@@ -66,12 +66,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# Events after which a batch takes no further page: more than otherwise, for it makes a message for each partition.
 BATCH_EVENTS = 16_384
-"""Events after which a batch takes no further page: more than otherwise, for it makes a message for each partition."""
 
-AT_ONCE = SLOTS // 2
-"""Events of a partition that are asked for at once: as many may be answered, and not committed yet."""
-
+AT_ONCE = SLOTS // 2  # events of a partition that are asked for at once: as many may be answered, and not committed yet
 _GLANCE_SECONDS = 0.5
 _OVERDUE_SECONDS, _LONGEST_SECONDS = 1.0, 8.0
 _ROOM_SECONDS = 0.02
@@ -80,8 +78,8 @@ _ANSWERS = 16_384
 _HOMES = 65_536
 
 
+# What an answer is known by: partition, window, origin, number and mark of the event.
 _Place = tuple[int, int, int, int, int]
-"""What an answer is known by: partition, window, origin, number and mark of the event."""
 
 
 @dataclass(slots=True)

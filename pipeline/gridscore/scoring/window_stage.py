@@ -62,9 +62,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_REQUESTS = 512
-"""Requests after which a batch takes no further page."""
-
+_REQUESTS = 512  # requests after which a batch takes no further page
 _UNACKNOWLEDGED_EVENTS = 32_768
 _MOST_FOUND = 65_536
 _RETRY_SECONDS = 0.5
@@ -93,8 +91,8 @@ class _Rows(NamedTuple):
     rows: NDArray[Any]
 
 
+# Keys and texts of answers for one partition of events, by the partition of entities that gives them.
 _Message = dict[int, tuple[list[bytes], list[bytes]]]
-"""Keys and texts of answers for one partition of events, by the partition of entities that gives them."""
 
 
 class WindowStage:

@@ -48,28 +48,18 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-KEPT_BYTES = 128 << 20
-"""States that are known, above which those go that the grid has as well."""
-
+KEPT_BYTES = 128 << 20  # states that are known, above which those go that the grid has as well
+# States of a batch, by what those before took. As much again is made of them, and a third more to write.
 BATCH_BYTES = 16 << 20
-"""States of a batch, by what those before took. As much again is made of them, and a third more to write."""
-MOST_BYTES = 128 << 20
-"""States of a batch that are read, if they are larger than those before."""
-
+MOST_BYTES = 128 << 20  # states of a batch that are read, if they are larger than those before
+# Answers of windows (events times calls) after which others have their turn: 2 to 40 ms of CPU.
 CALLS_AT_ONCE = 24_576 if is_compiled else 512
-"""Answers of windows (events times calls) after which others have their turn: 2 to 40 ms of CPU."""
 
-TAKEN_BYTES = 512 << 20
-"""States of a snapshot, at most."""
-
+TAKEN_BYTES = 512 << 20  # states of a snapshot, at most
 _TAKEN_AT_ONCE = 4_096
-_GRACE_SECONDS = 7 * 86_400
-"""How long a job may stand still before states of entities go that it will need again."""
-_AHEAD_SECONDS = 86_400
-"""How far the time of an event may be ahead of the worker's clock, besides the lateness."""
-_LAST_SECONDS = 90 * 86_400
-"""How long windows over the last events are kept, which have no end."""
-
+_GRACE_SECONDS = 7 * 86_400  # how long a job may stand still before states of entities go that it will need again
+_AHEAD_SECONDS = 86_400  # how far the time of an event may be ahead of the worker's clock, besides the lateness
+_LAST_SECONDS = 90 * 86_400  # how long windows over the last events are kept, which have no end
 _LOG_SECONDS = 1.0
 _NAMED = 5
 

@@ -40,12 +40,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 STOP_SECONDS = 3.0
-CRASHES, CRASH_SECONDS = 3, 60.0
-"""A job with this many unexpected errors in one worker within this time is FAILED."""
-
-MOST_ORPHANED = 100
-"""How many jobs of a replaced cluster a worker's record names."""
-
+CRASHES, CRASH_SECONDS = 3, 60.0  # a job with this many unexpected errors in one worker within this time is FAILED
+MOST_ORPHANED = 100  # how many jobs of a replaced cluster a worker's record names
+# Errors that a retry does not heal: the job is FAILED. After any other, it is started again.
 PERMANENT = (
     JobError,
     JournalMissingError,
@@ -54,7 +51,6 @@ PERMANENT = (
     UnsupportedClientError,
     UsageError,
 )
-"""Errors that a retry does not heal: the job is FAILED. After any other, it is started again."""
 
 
 @dataclass(slots=True)

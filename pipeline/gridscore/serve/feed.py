@@ -27,18 +27,10 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.group.reader import Arrival
 
-KEPT_BYTES = 16 << 20
-"""Bytes of results that are kept for slow listeners."""
-
-PIECE_BYTES = 128 << 10
-"""Bytes of results that a listener is given at once, unless a single one has more."""
-
-CATCHING_UP = 8
-"""Listeners that may have readers of their own at once; others wait for their turn."""
-
-CATCH_UP_SECONDS = 60.0
-"""How long one may take to catch up, before another has its turn."""
-
+KEPT_BYTES = 16 << 20  # bytes of results that are kept for slow listeners
+PIECE_BYTES = 128 << 10  # bytes of results that a listener is given at once, unless a single one has more
+CATCHING_UP = 8  # listeners that may have readers of their own at once; others wait for their turn
+CATCH_UP_SECONDS = 60.0  # how long one may take to catch up, before another has its turn
 _OVERHEAD = 200  # of a result, beside its texts
 
 

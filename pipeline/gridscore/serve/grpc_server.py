@@ -72,6 +72,7 @@ _CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+# Where a tensor's numbers are, by its type, unless they are raw.
 _CONTENTS = {
     "BOOL": "bool_contents",
     **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
@@ -81,11 +82,9 @@ _CONTENTS = {
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
 }
-"""Where a tensor's numbers are, by its type, unless they are raw."""
 
 CLOSE_SECONDS = 3.0
-_CALLS = 1_000
-"""That are under way at most; what comes beyond is refused."""
+_CALLS = 1_000  # that are under way at most; what comes beyond is refused
 
 
 class GrpcServer:
@@ -328,7 +327,7 @@ def _set_type(field: FieldDescriptorProto, kind: str) -> None:
 _pool = DescriptorPool()
 _pool.Add(_file())
 
+# Classes of the messages, by name.
 MESSAGES: dict[str, Any] = {
     name: GetMessageClass(_pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _MESSAGES
 }
-"""Classes of the messages, by name."""

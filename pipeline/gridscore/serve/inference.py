@@ -29,12 +29,10 @@ if TYPE_CHECKING:
     from gridscore.serve.live_models import LiveModels
     from gridscore.sources.http.requests import Bodies
 
+# Header that says how many bytes of a body are JSON, where binary data follow.
 LENGTH = "inference-header-content-length"
-"""Header that says how many bytes of a body are JSON, where binary data follow."""
 
-INPUT, OUTPUT = "features", "predict"
-"""Names of the only tensors. Other servers of XGBoost call their output so, too."""
-
+INPUT, OUTPUT = "features", "predict"  # names of the only tensors. Other servers of XGBoost call their output so, too
 _TYPES = {
     "BOOL": np.dtype("?"),
     "UINT8": np.dtype("<u1"),
@@ -87,8 +85,7 @@ _request = msgspec.json.Decoder(InferRequest).decode
 _numbers = msgspec.json.Decoder(list[float]).decode
 _gaps = msgspec.json.Decoder(list[float | bool | list[float | bool | None] | None]).decode
 
-SECONDS = 10.0
-"""How long a request waits for its scores, and before that, the first for a version, until it is loaded."""
+SECONDS = 10.0  # how long a request waits for its scores, and before that, the first for a version, until it is loaded
 
 
 class Inference:

@@ -39,11 +39,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _Work = tuple[Sequence[bytes], Sequence["str | None"]]
-Answers = list["bytes | Rejected"]
-"""For each event of a request, in order: its result as JSON text, or why it has none."""
-
+Answers = list["bytes | Rejected"]  # for each event of a request, in order: its result as JSON text, or why it has none
+# Places of events in a batch, each as a serialized key that has this number instead of its hash, and no text.
 _NUMBERS = [struct.pack(">ii", number, 0) for number in range(2 * BATCH)]
-"""Places of events in a batch, each as a serialized key that has this number instead of its hash, and no text."""
 
 
 class UnservedError(JobError):

@@ -30,8 +30,7 @@ _log = logging.getLogger(__name__)
 
 Rows = np.ndarray[Any, Any]
 
-MAX_LOADED = 16
-"""Versions that are kept loaded for requests."""
+MAX_LOADED = 16  # versions that are kept loaded for requests
 
 
 class LiveVersion:

@@ -23,14 +23,9 @@ _Work = TypeVar("_Work")
 _Answer = TypeVar("_Answer")
 _Answers = TypeVar("_Answers", bound="_Sliced")
 
-BATCH = 4_096
-"""Events after which a batch takes no further request, and the most of one request."""
-
-BATCH_BYTES = 8 << 20
-"""The same in bytes."""
-
-_ANSWERED = 10_000
-"""Answered questions among the deadlines, above which these are cleaned up."""
+BATCH = 4_096  # events after which a batch takes no further request, and the most of one request
+BATCH_BYTES = 8 << 20  # the same in bytes
+_ANSWERED = 10_000  # answered questions among the deadlines, above which these are cleaned up
 
 
 class SaturatedError(GridscoreError):

@@ -37,14 +37,9 @@ if TYPE_CHECKING:
 
 PATH = "/score/"
 
-SECONDS = 2.0
-"""How long a request waits, unless it says something else."""
-
-MAX_RECORDED = 100
-"""Most events of a request that are put into the grid."""
-
-MAX_RECORDING = 1_000
-"""Events of all requests that may wait for the stream."""
+SECONDS = 2.0  # how long a request waits, unless it says something else
+MAX_RECORDED = 100  # most events of a request that are put into the grid
+MAX_RECORDING = 1_000  # events of all requests that may wait for the stream
 
 
 class Scores:

@@ -25,14 +25,10 @@ if TYPE_CHECKING:
     from gridscore.serve.feed import Item, Listener
     from gridscore.serve.live_jobs import LiveJobs
 
-MAX_LISTENERS = 500
-"""Streams at once, of all jobs: half of the requests that there may be."""
-
-PLACE_SECONDS = 1.0
-"""How often a listener is told its place."""
-
+MAX_LISTENERS = 500  # streams at once, of all jobs: half of the requests that there may be
+PLACE_SECONDS = 1.0  # how often a listener is told its place
+# After this time without a result a comment is sent, so that nobody on the way takes the connection for dead.
 IDLE_SECONDS = 15.0
-"""After this time without a result a comment is sent, so that nobody on the way takes the connection for dead."""
 
 _PATH = re.compile(r"/results/([^/]+)/stream")
 _HEADERS = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
+# Pause before what cannot be loaded is tried again, and between looks at the cluster while something is wrong.
 RETRY_SECONDS = 2.0
-"""Pause before what cannot be loaded is tried again, and between looks at the cluster while something is wrong."""
 
 
 async def follow(

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from gridscore.group.leases import Lease
 
+# Leases are granted one by one, a moment apart; after this pause, the sink hears of all of them at once.
 _GATHER_SECONDS = 0.02
-"""Leases are granted one by one, a moment apart; after this pause, the sink hears of all of them at once."""
 
 
 class _Coming(NamedTuple):

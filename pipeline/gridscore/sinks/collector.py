@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.group.reader import Arrival, Cursor
 
+# The most bytes of results that wait for their delivery, however long it takes to fill it.
 COLLECTED_BYTES = 64 * 1024 * 1024
-"""The most bytes of results that wait for their delivery, however long it takes to fill it."""
 
 _STRING = STRING.to_bytes(4, "big", signed=True)
 

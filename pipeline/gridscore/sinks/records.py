@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 PROCESSES_MAP = "gridscore.sink-processes"
 
+# Control map with the time since when the cluster has its content: it is gone when a cluster has lost everything.
 ERAS_MAP = "gridscore.eras"
-"""Control map with the time since when the cluster has its content: it is gone when a cluster has lost everything."""
 
 _ATTEMPTS = 5
 
@@ -142,9 +142,9 @@ async def find_sink(grid: Grid, name: str) -> SinkRecord | None:
     return None if record is None else SinkRecord.from_record(record)
 
 
+# States of a process: it opens its destination, delivers, waits until its destination can be reached again, or pauses
+# because there is no room for dead letters.
 STARTING, DELIVERING, WAITING, PAUSED = "starting", "delivering", "waiting", "paused"
-"""States of a process: it opens its destination, delivers, waits until its destination can be reached again, or pauses
-because there is no room for dead letters."""
 _COUNTERS = ("deliveries", "filtered", "interruptions", "lost", "regressions", "rescued", "rebalances")
 
 

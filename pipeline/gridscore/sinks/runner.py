@@ -68,10 +68,8 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 15.0
-LOOK_SECONDS = 10.0
-"""Pause between two looks at a destination to which nothing is sent."""
-SILENT_SECONDS = 5.0
-"""A destination that takes longer for a delivery is told, once a minute at most."""
+LOOK_SECONDS = 10.0  # pause between two looks at a destination to which nothing is sent
+SILENT_SECONDS = 5.0  # a destination that takes longer for a delivery is told, once a minute at most
 STOP_SECONDS = 3.0
 CLOSE_SECONDS = 3.0
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 
+# Characters of an event's key: it is kept several times over, and goes into each result and dead letter.
 MAX_KEY = 1_024
-"""Characters of an event's key: it is kept several times over, and goes into each result and dead letter."""
 
 
 class SourceInterruptedError(GridscoreError):

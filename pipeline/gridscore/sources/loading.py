@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.sources.tables import Row, TableFile
 
-SOURCE = "load"
-"""Name under which positions are kept."""
-
+SOURCE = "load"  # name under which positions are kept
 _CHUNK = 2_000
 _POSITION_SECONDS = 1.0
 

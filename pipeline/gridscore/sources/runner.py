@@ -54,27 +54,19 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-UNDER_WAY = 1_000
-"""Batches that may be under way; events are limited by the producer."""
-
-BURIALS = 2
-"""Batches whose dead letters may be under way."""
-
-SETTLE_SECONDS = 5.0
-"""How long to wait for what is under way when a source stops or is interrupted."""
-
+UNDER_WAY = 1_000  # batches that may be under way; events are limited by the producer
+BURIALS = 2  # batches whose dead letters may be under way
+SETTLE_SECONDS = 5.0  # how long to wait for what is under way when a source stops or is interrupted
 CLOSE_SECONDS = 5.0
+# After this time a dead letter is not sent any more: the source tries again, and writes it again.
 SETTLED_SECONDS = 30.0
-"""After this time a dead letter is not sent any more: the source tries again, and writes it again."""
 
-RECENT = 1_000
-"""Records over which the share of rejected ones is measured."""
-
+RECENT = 1_000  # records over which the share of rejected ones is measured
+# What serializing a key raises, for half a surrogate pair or a number of more than 64 bits.
 _NO_KEY = (UnicodeEncodeError, HazelcastSerializationError)
-"""What serializing a key raises, for half a surrogate pair or a number of more than 64 bits."""
 
+# Seconds before the first new attempt, and at most. Each pause is twice the one before, less up to a half.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds before the first new attempt, and at most. Each pause is twice the one before, less up to a half."""
 
 
 class _UnderWay(NamedTuple):

@@ -35,18 +35,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 1.0
-FORGET_SECONDS = 60.0
-"""Others remove the records of a killed process when they have not changed for so long."""
-
-FAILED = "failed"
-"""State of a source that has stopped for good: a retry would not help."""
-
-LOST_SECONDS = 86_400.0
-"""How long losses are a problem."""
-
-FAILED_SECONDS = 86_400.0
-"""How long a source that failed is shown, unless it runs again or is forgotten."""
-
+FORGET_SECONDS = 60.0  # others remove the records of a killed process when they have not changed for so long
+FAILED = "failed"  # state of a source that has stopped for good: a retry would not help
+LOST_SECONDS = 86_400.0  # how long losses are a problem
+FAILED_SECONDS = 86_400.0  # how long a source that failed is shown, unless it runs again or is forgotten
 _SILENT = "It has fallen silent: it was killed or stopped, or its machine is gone."
 
 CLOSE_SECONDS = 3.0

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
     from gridscore.features.cells import CellKind
 
-MAX_ROW = 1 << 20
-"""The most bytes of a row."""
-
+MAX_ROW = 1 << 20  # the most bytes of a row
 _INT = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _FLOAT = re.compile(r"-?(0|[1-9][0-9]{0,15})(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 _WORDS = {"": None, "true": True, "false": False, "True": True, "False": False}

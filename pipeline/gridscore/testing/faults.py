@@ -8,8 +8,8 @@ from typing import Literal
 
 Outcome = Literal["timeout", "indeterminate", "unacknowledged", "disconnect", "silence", "duplicate", "delay", "move"]
 
+# Outcomes with an answer: such a request takes effect, whatever the fault says.
 ANSWERED = frozenset(("unacknowledged", "duplicate", "delay", "move"))
-"""Outcomes with an answer: such a request takes effect, whatever the fault says."""
 
 
 @dataclass(slots=True)

@@ -38,10 +38,10 @@ _ENTRY_EVENT = 0x011902
 _OBJECT_EVENT = 0x000902
 _MEMBERS_VIEW, _PARTITIONS_VIEW = 0x000302, 0x000303
 _RETRY_SECONDS = 0.5
+# What is answered while a partition moves.
 _READS = frozenset(
     f"Map.{name}" for name in ("Get", "GetAll", "FetchEntries", "EventJournalRead", "EventJournalSubscribe")
 )
-"""What is answered while a partition moves."""
 _AUTHENTICATED, _CREDENTIALS_FAILED = 0, 1
 
 

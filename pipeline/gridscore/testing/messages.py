@@ -25,9 +25,8 @@ _RESPONSE = struct.Struct("<iqB")
 _WHOLE = (1 << 15) | (1 << 14)
 _FINAL, _BEGIN, _END, _NULL, _EVENT = 1 << 13, 1 << 12, 1 << 11, 1 << 10, 1 << 9
 
-FIXED = _REQUEST.size
-"""Where the parameters of fixed size begin in a request's first frame."""
-
+FIXED = _REQUEST.size  # where the parameters of fixed size begin in a request's first frame
+# The requests that the stub knows, by type: the names of Hazelcast's protocol definitions.
 NAMES = {
     0x000100: "Client.Authentication",
     0x000300: "Client.AddClusterViewListener",
@@ -64,15 +63,14 @@ NAMES = {
     0x014200: "Map.EventJournalRead",
     0x200100: "MC.ReadMetrics",
 }
-"""The requests that the stub knows, by type: the names of Hazelcast's protocol definitions."""
 
+# The errors that the stub answers with, and their codes.
 CODES = {
     "OperationTimeout": 38,
     "PartitionMigrating": 39,
     "UnsupportedOperation": 61,
     "IndeterminateOperationState": 80,
 }
-"""The errors that the stub answers with, and their codes."""
 
 
 class Request:

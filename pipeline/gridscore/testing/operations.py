@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _Operation = Callable[["StubCluster", Request, str], Reply]
 
+# By type of the request; called with the request, whose first parameter is read already, and the name of the map.
 OPERATIONS: dict[int, _Operation] = {}
-"""By type of the request; called with the request, whose first parameter is read already, and the name of the map."""
 
 
 def _operation(kind: int) -> Callable[[_Operation], _Operation]:

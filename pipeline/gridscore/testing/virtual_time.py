@@ -24,12 +24,8 @@ _T = TypeVar("_T")
 
 _BEGIN = 1_000.0
 _EPOCH = 1_700_000_000.0
-_TURNS = 200_000
-"""Steps without any time passing after which we say that something spins."""
-
-_CANCELLATIONS = 1_000
-"""How often what does not want to end is cancelled."""
-
+_TURNS = 200_000  # steps without any time passing after which we say that something spins
+_CANCELLATIONS = 1_000  # how often what does not want to end is cancelled
 _VIRTUAL = ("gridscore.", "hazelcast.internal.asyncio_")
 
 

@@ -18,11 +18,8 @@ from gridscore.job.types import (
     Strict,
 )
 
-CLUSTER = "the cluster"
-"""What a plug waits for that is interrupted, if not for the other side."""
-
-MAX_FURTHER_MAPS = 64
-"""Maps of a source beside its `to`."""
+CLUSTER = "the cluster"  # what a plug waits for that is interrupted, if not for the other side
+MAX_FURTHER_MAPS = 64  # maps of a source beside its `to`
 
 
 def _as_texts(value: Any) -> Any:
@@ -32,8 +29,8 @@ def _as_texts(value: Any) -> Any:
     return {key: json.dumps(each) if isinstance(each, bool | int | float) else each for key, each in value.items()}
 
 
+# Texts by name; numbers and booleans of a job file are taken for the texts that they were.
 Texts = Annotated[dict[str, str], BeforeValidator(_as_texts)]
-"""Texts by name; numbers and booleans of a job file are taken for the texts that they were."""
 
 
 class SourceSettings(Strict):

@@ -22,11 +22,8 @@ if TYPE_CHECKING:
 
 _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SHORTEST = 4
-"""Characters of a value below which hiding it would make messages unreadable and hide nothing."""
-_SHORTEST_PATH = 8
-"""The same for the path of an address."""
-
+_SHORTEST = 4  # characters of a value below which hiding it would make messages unreadable and hide nothing
+_SHORTEST_PATH = 8  # the same for the path of an address
 _Settings = TypeVar("_Settings", bound=BaseModel)
 _Error = TypeVar("_Error", bound=GridscoreError)
 

@@ -22,8 +22,8 @@ _OURS = {
     "request.required.acks": "the sink waits for all replicas",
     "transactional.id": "use `transactions`",
 }
+# Properties that make librdkafka load a library or run a command. A job file is read, and runs nothing.
 _RUNS = {"plugin.library.paths", "sasl.kerberos.kinit.cmd", "ssl.engine.location", "ssl.providers"}
-"""Properties that make librdkafka load a library or run a command. A job file is read, and runs nothing."""
 
 
 def _each(value: Any) -> Any:
@@ -57,17 +57,14 @@ def _options(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+# Addresses to begin with, `host:port`; a text has them separated by commas.
 Brokers = Annotated[
     tuple[Annotated[str, AfterValidator(_broker)], ...], Field(min_length=1, max_length=64), BeforeValidator(_each)
 ]
-"""Addresses to begin with, `host:port`; a text has them separated by commas."""
-Topic = Annotated[str, AfterValidator(_topic)]
-"""The name of a topic."""
-ClientOptions = Annotated[Texts, Field(max_length=64), AfterValidator(_options)]
-"""Properties of librdkafka, by name."""
-
+Topic = Annotated[str, AfterValidator(_topic)]  # the name of a topic
+ClientOptions = Annotated[Texts, Field(max_length=64), AfterValidator(_options)]  # properties of librdkafka, by name
+# Description of a field of `ClientOptions`.
 OPTIONS = (
     "Property of Kafka's client (librdkafka), such as `security.protocol: SASL_SSL`; a value may hold `${NAME}`, an "
     "environment variable."
 )
-"""Description of a field of `ClientOptions`."""

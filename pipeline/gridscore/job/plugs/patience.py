@@ -14,11 +14,9 @@ if TYPE_CHECKING:
     from gridscore.errors import GridscoreError
     from gridscore.grid import Grid
 
-PATIENCE_SECONDS = 600.0
-"""How long refusals may go on."""
-
+PATIENCE_SECONDS = 600.0  # how long refusals may go on
+# Without a refusal for so long, which is more than any pause between two attempts, the next is the first again.
 _CALM_SECONDS = 120.0
-"""Without a refusal for so long, which is more than any pause between two attempts, the next is the first again."""
 
 
 class Patience:

@@ -32,8 +32,7 @@ def _column_type(value: str) -> str:
     return value
 
 
-Address = Annotated[str, Field(min_length=1, max_length=2_000)]
-"""Where a database is, as libpq takes it."""
+Address = Annotated[str, Field(min_length=1, max_length=2_000)]  # where a database is, as libpq takes it
 Column = Annotated[str, AfterValidator(_column)]
 Table = Annotated[str, AfterValidator(_table)]
 ColumnType = Annotated[str, AfterValidator(_column_type)]

@@ -9,34 +9,34 @@ from urllib.parse import parse_qsl, urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+# Keys whose values are secrets: `password`, `registry_password`, `sasl.password`, `Authorization`.
 _SECRET = re.compile(r"(^|[._-])(password|passwd|secret|token|authorization|api-?key)$", re.IGNORECASE)
-"""Keys whose values are secrets: `password`, `registry_password`, `sasl.password`, `Authorization`."""
+# The field that takes properties of a library. Which of them are secrets is known to the library only, and more come
+# with each version of it (`ssl.key.pem`, `sasl.oauthbearer.config`): all may be, but for those that are known not to.
 _PROPERTIES = "set"
-"""The field that takes properties of a library. Which of them are secrets is known to the library only, and more come
-with each version of it (`ssl.key.pem`, `sasl.oauthbearer.config`): all may be, but for those that are known not to."""
 _HARMLESS = re.compile(
     r"(^|\.)(acks|algorithm|assignor|claim\.name|codec|debug|family|fallback|file|id|keytab|level|list|location|lookup|"
     r"mechanisms?|method|name|partitioner|principal|protocol|rack|reset|scope|sigalgs|stores|strategy|suites|type|url|"
     r"username|(ca|certificate)\.pem)$"
 )
 _HARMLESS_VALUE = re.compile(r"-?[0-9]+(\.[0-9]+)?|true|false", re.IGNORECASE)
+# A password as libpq takes it in a text: `host=db password = …`, `?password=…`.
 _IN_TEXT = re.compile(r"(?:^|[\s?&'])(?:ssl)?password\s*=\s*(?!'?\$\{)[^\s&]", re.IGNORECASE)
-"""A password as libpq takes it in a text: `host=db password = …`, `?password=…`."""
+# The field that takes headers of requests. Any may be a secret, but for those that are known not to.
 _HEADERS = "headers"
-"""The field that takes headers of requests. Any may be a secret, but for those that are known not to."""
 _HARMLESS_HEADER = re.compile(
     r"accept(-.*)?|cache-control|content-.*|from|host|origin|prefer|referer|user-agent|via|x-(correlation|request|trace)-id"
     r"|x-(source|environment|version|content-type-options)",
     re.IGNORECASE,
 )
+# Names in the query of an address whose values are secrets.
 _IN_QUERY = re.compile(
     r"(.*[._-])?(access_?key|api_?key|auth|code|credential|jwt|key|pass|passwd|sig|signature)"
     r"|.*(apikey|password|secret|token)",
     re.IGNORECASE,
 )
-"""Names in the query of an address whose values are secrets."""
+# A part of an address's path that nobody would type: services take it as proof that they know who calls.
 _IN_PATH = re.compile(r"/(?=[^/]*[0-9])(?=[^/]*[A-Za-z])[A-Za-z0-9_-]{20,}(?![^/])")
-"""A part of an address's path that nobody would type: services take it as proof that they know who calls."""
 _KEY = "PRIVATE KEY-----"
 
 

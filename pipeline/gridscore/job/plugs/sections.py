@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 SECTIONS: dict[str, Side] = {"sources": "source", "sinks": "sink"}
 
+# Which key of an entry names its map, and which key of the job does if the entry has none.
 DEFAULT_MAPS: dict[Side, tuple[str, str]] = {"source": ("to", "events"), "sink": ("from", "results")}
-"""Which key of an entry names its map, and which key of the job does if the entry has none."""
 
+# Context of a validation of a job that was submitted, and so checked, before.
 RECORDED: dict[str, Any] = {"recorded": True}
-"""Context of a validation of a job that was submitted, and so checked, before."""
 
 _KINDS: dict[Side, PlugKinds[Any, Any]] = {side: PlugKinds(side) for side in SECTIONS.values()}
 
@@ -84,8 +84,8 @@ def _unknown(base: type[Any]) -> Any:
     return create_model("Unknown", __base__=base, __cls_kwargs__={"extra": "allow"}, kind=(str, ...))
 
 
+# Entries of submitted jobs, of kinds or with keys that are not known here: kept as they are.
 _UNKNOWN: dict[Side, Any] = {"source": _unknown(SourceSettings), "sink": _unknown(SinkSettings)}
-"""Entries of submitted jobs, of kinds or with keys that are not known here: kept as they are."""
 
 
 def _read(side: Side, value: Any, info: ValidationInfo) -> Any:

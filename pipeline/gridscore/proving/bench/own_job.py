@@ -41,9 +41,7 @@ if TYPE_CHECKING:
     from gridscore.proving.bench.samples import Samples
     from gridscore.proving.bench.temporary import Place
 
-WARM_UP_SECONDS = 1.0
-"""Of the steady rate, before latency counts."""
-
+WARM_UP_SECONDS = 1.0  # of the steady rate, before latency counts
 _START_SECONDS = 30.0
 _LOOK_SECONDS = 0.02
 _LOST_SECONDS = 10.0
@@ -310,8 +308,7 @@ async def _latency(grid: Grid, own: Job, samples: Samples, request: Request) -> 
     return Latency(request.rate, seconds, (sights.seen - sights.due)[counts] * 1000)
 
 
-IDLE = 0.3
-"""Part of the time that a worker with a backlog may wait before that is worth a word."""
+IDLE = 0.3  # part of the time that a worker with a backlog may wait before that is worth a word
 
 
 def advice(job: Job, trees: int, worker: Mapping[str, Any], stages: Mapping[str, float]) -> str:

@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 PAGE = 512
 _CHUNK_EVENTS = 5_000
 
-REST = "journal, sockets, event loop"
-"""What a worker uses beside its stages."""
+REST = "journal, sockets, event loop"  # what a worker uses beside its stages
 
 
 @dataclass(frozen=True, slots=True)

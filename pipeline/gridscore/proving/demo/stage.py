@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.job import Job
 
-START_SECONDS = 60.0
-"""How long a job may take until it scores."""
+START_SECONDS = 60.0  # how long a job may take until it scores
 
 # Hazelcast's own, for members that do not tell their configuration.
 _DEFAULT_JOURNAL = 10_000

@@ -38,37 +38,27 @@ if TYPE_CHECKING:
 
     from gridscore.proving.soak.evidence import Acknowledged, Evidence, Incident, Mark, Result, Write
 
-EXAMPLES = 5
-"""Cases of each kind that are spelled out."""
-
+EXAMPLES = 5  # cases of each kind that are spelled out
+# How long before a fault what it hits may have been scored, on a machine that is fully loaded: a write that a member
+# does not acknowledge is given up later.
 _UNDER_WAY_MS = 3_000
-"""How long before a fault what it hits may have been scored, on a machine that is fully loaded: a write that a member
-does not acknowledge is given up later."""
 
+# How long after a member is back, and every partition has its backup, something may still be a consequence.
 _AFTERMATH_MS = 5_000
-"""How long after a member is back, and every partition has its backup, something may still be a consequence."""
 
-_BACK_MS = 10_000
-"""How long after a member is back it is busy with its partitions, more than with what workers ask for."""
-
+_BACK_MS = 10_000  # how long after a member is back it is busy with its partitions, more than with what workers ask for
+# How long it takes a member that is split off to find itself alone, at most, on a machine that is fully loaded.
 _MOMENT_MS = 2_000
-"""How long it takes a member that is split off to find itself alone, at most, on a machine that is fully loaded."""
 
-_LOOK_MS = 3_000
-"""How long before it is written an event may have been looked for among the results that stand."""
-
+_LOOK_MS = 3_000  # how long before it is written an event may have been looked for among the results that stand
 _SUSPICION = re.compile(
     r"\]:(\d+) \S+ \S+ Suspecting Member \[\S+\]:(\d+) .* heartbeats since ([-\d]+ [:.\d]+)\. Now: ([-\d]+ [:.\d]+),"
 )
 
-_GONE = ("worker-kill", "crash", "leave")
-"""Faults after which a worker never comes back."""
-
-_CHAIN_MS = 60_000
-"""How long faults beside a takeover may follow one another; a longer time would prove nothing."""
-
+_GONE = ("worker-kill", "crash", "leave")  # faults after which a worker never comes back
+_CHAIN_MS = 60_000  # how long faults beside a takeover may follow one another; a longer time would prove nothing
+# Faults that may cause doubles.
 UNORDERLY = ("worker-kill", "pause", "pause-hold", "cut", "hold", "member-kill", "member-pause", "member-cut", "crash")
-"""Faults that may cause doubles."""
 
 
 @dataclass(slots=True)

@@ -36,12 +36,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-SAFE_SECONDS = 120.0
-"""How long a cluster may take to have every backup again after a member has come back."""
-
-READY = "is looking for jobs"
-"""What a worker prints when it has started."""
-
+SAFE_SECONDS = 120.0  # how long a cluster may take to have every backup again after a member has come back
+READY = "is looking for jobs"  # what a worker prints when it has started
 _START_SECONDS = 60.0
 _STOP_SECONDS = 30.0
 _WATCH_SECONDS = 0.1

@@ -25,32 +25,22 @@ KINDS = {
 }
 
 WARM_UP_SECONDS = 3.0
-_BACK_SECONDS = 4.0
-"""What a worker is given, after its fault is over, before the next one may be done to it."""
-
-_SHORT = 0.4
-"""Part of the pauses that are about as long as a lease, or shorter."""
-
-HEARTBEAT_SECONDS = 10.0
-"""For how long a member of a soak may be silent before the others take it for dead."""
-
+_BACK_SECONDS = 4.0  # what a worker is given, after its fault is over, before the next one may be done to it
+_SHORT = 0.4  # part of the pauses that are about as long as a lease, or shorter
+HEARTBEAT_SECONDS = 10.0  # for how long a member of a soak may be silent before the others take it for dead
 HEARTBEAT_INTERVAL_SECONDS = 1.0
 
+# What a member takes to start or to merge, and to have its partitions back, about; the trial waits for it in any case.
 _MEMBER_BACK_SECONDS = 14.0
-"""What a member takes to start or to merge, and to have its partitions back, about; the trial waits for it in any
-case."""
 
+# Part of the kills that come at the end, when nothing else is done: so it shows how long a takeover takes.
 _ALONE = 0.75
-"""Part of the kills that come at the end, when nothing else is done: so it shows how long a takeover takes."""
 
-_ALONE_FROM = 10
-"""How many kills there must be for that."""
-
+_ALONE_FROM = 10  # how many kills there must be for that
+# How long a takeover may take beyond the lease: until others have seen it, and what may be under way has settled.
 TAKEOVER_SECONDS = 5.0
-"""How long a takeover may take beyond the lease: until others have seen it, and what may be under way has settled."""
 
-SEEN_SECONDS = 3.0
-"""How much later the recorder may see it, which looks once a second."""
+SEEN_SECONDS = 3.0  # how much later the recorder may see it, which looks once a second
 
 
 @dataclass(frozen=True, slots=True)

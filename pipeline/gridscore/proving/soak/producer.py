@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PROGRESS = "producer.json"
-MAX_IN_FLIGHT = 4_000
-"""Events put and not acknowledged, above which nothing new is put."""
-
+MAX_IN_FLIGHT = 4_000  # events put and not acknowledged, above which nothing new is put
 _CHUNK_SECONDS = 0.04
 _RETRY_SECONDS = 0.25
 _FINISH_SECONDS = 60.0

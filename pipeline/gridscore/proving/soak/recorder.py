@@ -33,9 +33,7 @@ _log = logging.getLogger(__name__)
 
 ROUND_SECONDS = 1.0
 _PAGE = 512
-_AT_ONCE = 64
-"""Partitions that are read at the same time."""
-
+_AT_ONCE = 64  # partitions that are read at the same time
 _END_ATTEMPTS = 20
 _RETRY_SECONDS = 1.0
 

@@ -49,16 +49,12 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.job import Job, JobRecord
 
-START_SECONDS = 60.0
-"""How long listener and workers may take to be ready."""
-
-SETTLE_SECONDS = 60.0
-"""How long the last events may wait for their results while nothing moves; then they are lost."""
-
+START_SECONDS = 60.0  # how long listener and workers may take to be ready
+SETTLE_SECONDS = 60.0  # how long the last events may wait for their results while nothing moves; then they are lost
 _END_SECONDS = 240.0
 _LOOK_SECONDS = 0.2
+# Members listen below the ports that systems give to whoever connects: one that is down must find its own free.
 _PORTS = (10_000, 30_000)
-"""Members listen below the ports that systems give to whoever connects: one that is down must find its own free."""
 
 _PORT_ATTEMPTS = 10
 

@@ -14,12 +14,8 @@ if TYPE_CHECKING:
 
 USERS = 500
 MODEL_TREES = 30
-UPDATE_SHARE = 0.15
-"""Part of the events that replace an earlier one under its key: the result must follow."""
-
-UPDATE_DISTANCE = 10_000
-"""How many events earlier the replaced one was put."""
-
+UPDATE_SHARE = 0.15  # part of the events that replace an earlier one under its key: the result must follow
+UPDATE_DISTANCE = 10_000  # how many events earlier the replaced one was put
 BLOCK = 1_000
 _COUNTRIES = ("DE", "FR", "US", None)
 

@@ -41,9 +41,7 @@ if TYPE_CHECKING:
 MAX_FORM = 8_192
 FORM_SECONDS = 10.0
 PAGE_SECONDS = 25.0
-ACTION_SECONDS = 60.0
-"""How long an action may take; gates may have to score a sample."""
-
+ACTION_SECONDS = 60.0  # how long an action may take; gates may have to score a sample
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",

@@ -22,14 +22,12 @@ if TYPE_CHECKING:
     from gridscore.operations.status import JobFigures, JobStatus, Overview, WorkerRecord
     from gridscore.serve.dashboard.observation import Point, Recent
 
-WIDTH, HEIGHT = 320, 64
-"""Of a chart, in its own units."""
-
+WIDTH, HEIGHT = 320, 64  # of a chart, in its own units
 BINS = 20
 
+# How much more than its share waits for a worker that is behind; how much slower than the others one is slow; how much
+# more or less is a change.
 _BEHIND, _SLOW, _CHANGED = 1.5, 3.0, 1.3
-"""How much more than its share waits for a worker that is behind; how much slower than the others one is slow; how much
-more or less is a change."""
 
 
 def health(findings: Sequence[Finding]) -> str:

@@ -23,21 +23,16 @@ if TYPE_CHECKING:
     from gridscore.operations.flow import Flow
     from gridscore.operations.status import JobStatus
 
+# Least time between two looks; more if a look takes long, so that looking takes a fifth of the time at most.
 LOOK_SECONDS = 1.5
-"""Least time between two looks; more if a look takes long, so that looking takes a fifth of the time at most."""
 
-WAIT_SECONDS = 3.0
-"""How long a page waits for a look, before it shows the last one and says so."""
-
+WAIT_SECONDS = 3.0  # how long a page waits for a look, before it shows the last one and says so
 _LONGEST_PAUSE = 15.0
-_KEPT = 400
-"""Points of a chart, and results of a map, that are kept."""
+_KEPT = 400  # points of a chart, and results of a map, that are kept
 _POINTS_SECONDS = 600.0
 _UNUSED_SECONDS = 60.0
-_PARTITIONS, _OF_EACH = 48, 8
-"""Partitions from which a look at results reads at most, and results of each."""
-_MAX_RESULT = 64 << 10
-"""Bytes of a result above which it is not shown in lists."""
+_PARTITIONS, _OF_EACH = 48, 8  # partitions from which a look at results reads at most, and results of each
+_MAX_RESULT = 64 << 10  # bytes of a result above which it is not shown in lists
 
 
 class Point(NamedTuple):

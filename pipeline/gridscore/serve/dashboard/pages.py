@@ -44,17 +44,11 @@ if TYPE_CHECKING:
     from gridscore.serve.dashboard.observation import Observation, Recent
     from gridscore.serve.dashboard.sessions import Visit
 
-LETTERS = 50
-"""Dead letters of a page."""
-
-_FAILURES = (GridscoreError, HazelcastError, TimeoutError)
-"""Of a part of a page, which shows the rest all the same."""
-
+LETTERS = 50  # dead letters of a page
+_FAILURES = (GridscoreError, HazelcastError, TimeoutError)  # of a part of a page, which shows the rest all the same
 _FEED = 20
 _FEATURES, _VERSIONS = 15, 20
-_RAW = 4_000
-"""Characters of a dead letter's event that are shown."""
-
+_RAW = 4_000  # characters of a dead letter's event that are shown
 _CODE = re.compile("`([^`]+)`")
 _MAX_KEY = 1_000
 _WORK_SECONDS = 20.0

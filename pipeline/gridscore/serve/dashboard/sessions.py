@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from gridscore.keys import Key
     from gridscore.sources.http.gate import Guard
 
-SECONDS = 12 * 3600
-"""How long a session lasts at most."""
-
+SECONDS = 12 * 3600  # how long a session lasts at most
 _FORM = re.compile(r"(([0-9a-f]{12})\.([0-9]{1,12})\.[\w-]{16})\.([0-9a-f]{64})", re.ASCII)
 
 

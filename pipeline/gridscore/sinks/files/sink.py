@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from gridscore.sinks.base import Delivered, Delivery, Refused
     from gridscore.sinks.files.settings import FilesSinkSettings
 
+# Hidden files of killed processes are removed after this time; no file takes as long to write.
 _LEFT_OVER_SECONDS = 3600.0
-"""Hidden files of killed processes are removed after this time; no file takes as long to write."""
 
 _HOPELESS = frozenset((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG))
 

@@ -42,9 +42,7 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.sinks.base import Delivered, Delivery
 
-TRANSACTION_SECONDS = 30.0
-"""After this time, Kafka aborts a transaction of a process that has died."""
-
+TRANSACTION_SECONDS = 30.0  # after this time, Kafka aborts a transaction of a process that has died
 _POSITIONS_CONFIG = {
     "cleanup.policy": "compact",
     # Small segments, soon compacted, because taking over reads all that is not compacted.

@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 from gridscore.job.plugs.base import SinkSettings
 from gridscore.job.plugs.postgres import Address, Column, ColumnType, Table  # noqa: TC001 -- pydantic reads them
 
+# Columns that say which of two results of a key is newer.
 OWN_COLUMNS = {"sink_era": "bigint", "sink_epoch": "bigint", "sink_sequence": "bigint"}
-"""Columns that say which of two results of a key is newer."""
 
+# Columns of typed results, besides the key and those in `column`.
 RESULT_COLUMNS = {
     "score": "double precision",
     "decision": "text",
@@ -19,7 +20,6 @@ RESULT_COLUMNS = {
     "version": "bigint",
     "scored_at": "timestamp with time zone",
 }
-"""Columns of typed results, besides the key and those in `column`."""
 
 
 class PostgresSinkSettings(SinkSettings):

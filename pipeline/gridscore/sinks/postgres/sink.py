@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_LAST_SECONDS = 0.25
-"""No statement is begun when less than this is left of the leases."""
+_LAST_SECONDS = 0.25  # no statement is begun when less than this is left of the leases
 _LOOK_SECONDS = 3.0
 _BIGINT = 1 << 63
 # Classes: cardinality, data exception, integrity constraint, check option, program limit (a key that is too long for an

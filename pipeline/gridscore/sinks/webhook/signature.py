@@ -13,9 +13,7 @@ from gridscore.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-ID, TIMESTAMP, SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signature"
-"""Names of the headers."""
-
+ID, TIMESTAMP, SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signature"  # names of the headers
 _PREFIX = "whsec_"
 _VERSION = "v1"
 

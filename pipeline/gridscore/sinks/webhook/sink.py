@@ -49,15 +49,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-MAX_ANSWER = 64 * 1024
-"""Bytes of an answer that are read, and ignored, to keep the connection; a longer one closes it."""
-
+MAX_ANSWER = 64 * 1024  # bytes of an answer that are read, and ignored, to keep the connection; a longer one closes it
+# The longest first pause before another attempt, in seconds; it doubles up to the longest of all.
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0
-"""The longest first pause before another attempt, in seconds; it doubles up to the longest of all."""
 
-LONGEST_RETRY_AFTER = 3_600.0
-"""The longest pause that an answer can demand, in seconds."""
-
+LONGEST_RETRY_AFTER = 3_600.0  # the longest pause that an answer can demand, in seconds
 _CONNECT_SECONDS = 5.0
 _AIM_SECONDS = 1.0  # of a delivery: long enough to keep all connections busy, short enough for a lease
 _MAX_DELIVERY = 10_000
@@ -65,8 +61,8 @@ _NEVER = frozenset((400, 413, 422))
 _BROKEN_OFF = (ssl.SSLEOFError, ssl.SSLSyscallError, ssl.SSLZeroReturnError)
 _json = msgspec.json.Encoder().encode
 
+# Limits of requests under way, by event loop, host and port: shared by the sinks of this process.
 _limits: WeakValueDictionary[tuple[int, str | None, int | None], asyncio.Semaphore] = WeakValueDictionary()
-"""Limits of requests under way, by event loop, host and port: shared by the sinks of this process."""
 
 
 class _LaterError(Exception):

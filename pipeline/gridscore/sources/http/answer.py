@@ -20,15 +20,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-MAX_LISTED = 1_000
-"""Most keys that an answer lists; if there are more, none."""
-MAX_ERRORS = 100
-"""Most errors that an answer lists; all are counted."""
-MAX_AFTER = 100
-"""Most events for which an answer has `after`; if there are more, none."""
-
+MAX_LISTED = 1_000  # most keys that an answer lists; if there are more, none
+MAX_ERRORS = 100  # most errors that an answer lists; all are counted
+MAX_AFTER = 100  # most events for which an answer has `after`; if there are more, none
+# How long the rest of a refused body is read and thrown away: in all, and while nothing comes.
 REST_SECONDS, SILENT_SECONDS = 10.0, 1.0
-"""How long the rest of a refused body is read and thrown away: in all, and while nothing comes."""
 
 
 class Answer:

@@ -37,11 +37,8 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.sources.http.settings import HttpSourceSettings
 
-MAX_WAITING_FOR_RESULTS = 1_000
-"""Requests that may wait for a result at once."""
-GRID_SECONDS = 5.0
-"""How long the grid may take to find a result, besides the time that the request waits."""
-
+MAX_WAITING_FOR_RESULTS = 1_000  # requests that may wait for a result at once
+GRID_SECONDS = 5.0  # how long the grid may take to find a result, besides the time that the request waits
 _PIECE = 2_000
 _LINES = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
 _JSON = ("application/json",)

@@ -19,10 +19,8 @@ _log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 2_000
 MAX_REQUESTS = 1_000
-SLOW_SECONDS = 5.0
-"""How long a body may stall before its request may be closed to make room."""
-SAY_SECONDS = 10.0
-"""Pause between two log lines about refused connections."""
+SLOW_SECONDS = 5.0  # how long a body may stall before its request may be closed to make room
+SAY_SECONDS = 10.0  # pause between two log lines about refused connections
 
 
 class Connection(Protocol):

@@ -12,8 +12,7 @@ from ulid import ULID
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-MAX_KEY = 512
-"""Characters of a key."""
+MAX_KEY = 512  # characters of a key
 
 
 class EventError(NamedTuple):
@@ -113,9 +112,7 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-SLICE = 64 << 10
-"""Bytes of a body to take apart in one go, if elements are not larger: all else waits only that long."""
-
+SLICE = 64 << 10  # bytes of a body to take apart in one go, if elements are not larger: all else waits only that long
 _array = msgspec.json.Decoder(list[msgspec.Raw])
 
 # A flat object, a text, or what changes the depth; it never backtracks.

@@ -32,20 +32,15 @@ if TYPE_CHECKING:
     from gridscore.job.plugs.http import PostSettings
     from gridscore.sources.http.tokens import Tokens
 
+# What anybody may ask for: probes and pages have no token.
 FREE = frozenset(("/healthz", "/gridscore.js", "/v2/health/live", "/v2/health/ready"))
-"""What anybody may ask for: probes and pages have no token."""
 
-WAIT_SECONDS, LONGEST_SECONDS = 0.1, 2.0
-"""How much longer each refusal of an address takes, and at most."""
-
-FORGIVEN_SECONDS = 60.0
-"""After so long without a refusal, an address begins anew."""
-
+WAIT_SECONDS, LONGEST_SECONDS = 0.1, 2.0  # how much longer each refusal of an address takes, and at most
+FORGIVEN_SECONDS = 60.0  # after so long without a refusal, an address begins anew
 _ADDRESSES = 10_000
 
 
-TOKEN_ID = "0" * 12
-"""Stands for the token where the ID of a key is asked for."""
+TOKEN_ID = "0" * 12  # stands for the token where the ID of a key is asked for
 
 
 class Guard:

@@ -12,9 +12,7 @@ from gridscore.grid import transport
 if TYPE_CHECKING:
     from gridscore.grid import Grid
 
-ANSWER_SECONDS = 2.0
-"""How long to wait for an answer of the grid."""
-
+ANSWER_SECONDS = 2.0  # how long to wait for an answer of the grid
 _BELIEVED_SECONDS = 1.0
 
 

@@ -21,12 +21,8 @@ if TYPE_CHECKING:
 
     from gridscore.client.room import Waiting
 
-_SHARE = 8
-"""How many requests it takes to fill the share of a map."""
-
-_HELD = 4 / 5
-"""Part of the share of a map for events that wait for partitions without room."""
-
+_SHARE = 8  # how many requests it takes to fill the share of a map
+_HELD = 4 / 5  # part of the share of a map for events that wait for partitions without room
 _AGAIN = "Send what is not confirmed again later, under the same keys; some of it may be there already."
 
 

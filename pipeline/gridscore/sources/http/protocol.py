@@ -24,18 +24,14 @@ if TYPE_CHECKING:
 _faults = logging.getLogger(f"{__name__}.faults")
 _faults.setLevel(logging.ERROR)
 
-HEAD_SECONDS = 10.0
-"""Time from the connection, or from the last answer, until a request's head must be there."""
-
+HEAD_SECONDS = 10.0  # time from the connection, or from the last answer, until a request's head must be there
+# Most bytes of a head, or after the last chunk of a body; up to two reads of the socket may exceed it.
 MAX_HEAD = 64 << 10
-"""Most bytes of a head, or after the last chunk of a body; up to two reads of the socket may exceed it."""
 
+# Requests that may wait for the answer to the one before; together their heads have `MAX_HEAD` bytes at most.
 MAX_PIPELINED = 16
-"""Requests that may wait for the answer to the one before; together their heads have `MAX_HEAD` bytes at most."""
 
-STALLED_SECONDS = 10.0
-"""How long an answer may stay unread until its connection is ended."""
-
+STALLED_SECONDS = 10.0  # how long an answer may stay unread until its connection is ended
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-type: application/json\r\ncontent-length: 49\r\nconnection: close\r\n\r\n"

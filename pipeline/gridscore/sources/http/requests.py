@@ -13,11 +13,8 @@ from gridscore.sources.http.answer import later
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-BODY_SECONDS = 30.0
-"""Time for a body that is not a stream of lines."""
-
-MAX_WAIT = 60.0
-"""Most seconds that a request may wait for anything."""
+BODY_SECONDS = 30.0  # time for a body that is not a stream of lines
+MAX_WAIT = 60.0  # most seconds that a request may wait for anything
 
 
 class Bodies:

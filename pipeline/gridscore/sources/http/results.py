@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from gridscore.grid import Grid
 
-SEARCH_SECONDS = 2.0
-"""How long to search a journal for events."""
+SEARCH_SECONDS = 2.0  # how long to search a journal for events
 
 
 class _Made(msgspec.Struct):

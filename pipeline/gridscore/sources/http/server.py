@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.job.plugs.http import PostSettings
 
-CLOSE_SECONDS = 3
-"""Time for answers to leave when the server is closed."""
+CLOSE_SECONDS = 3  # time for answers to leave when the server is closed
 
 
 class HttpServer:

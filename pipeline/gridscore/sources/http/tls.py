@@ -24,19 +24,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-HANDSHAKE_SECONDS = 10.0
-"""Time for a handshake."""
-
-GOODBYE_SECONDS = 2.0
-"""Time for the other side to confirm the end."""
-
-LOOK_SECONDS = 1.0
-"""The files of the certificate are looked at no more often."""
-
+HANDSHAKE_SECONDS = 10.0  # time for a handshake
+GOODBYE_SECONDS = 2.0  # time for the other side to confirm the end
+LOOK_SECONDS = 1.0  # the files of the certificate are looked at no more often
 _MOST_SAID = 20  # kinds of failures
 
-_PAUSE_SECONDS = 0.5
-"""Pause when no connection can be accepted, for example because too many files are open."""
+_PAUSE_SECONDS = 0.5  # pause when no connection can be accepted, for example because too many files are open
 
 
 class _Handshake:

@@ -30,19 +30,15 @@ _log = logging.getLogger(__name__)
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 
-LEEWAY_SECONDS = 30
-"""By how much the issuer's clock may differ from ours."""
-
+LEEWAY_SECONDS = 30  # by how much the issuer's clock may differ from ours
 MAX_TOKEN, MAX_DOCUMENT, MAX_KEYS = 16 << 10, 256 << 10, 100
 
-FETCH_SECONDS = 5.0
-"""Time to fetch the issuer's keys."""
-
+FETCH_SECONDS = 5.0  # time to fetch the issuer's keys
+# How long keys are used before they are fetched again, and for how long if they cannot be.
 FRESH_SECONDS, KEPT_SECONDS = 600.0, 86_400.0
-"""How long keys are used before they are fetched again, and for how long if they cannot be."""
 
+# Pause before keys are fetched again because one is unknown, and because it has failed.
 UNKNOWN_SECONDS, FAILED_SECONDS = 60.0, 5.0
-"""Pause before keys are fetched again because one is unknown, and because it has failed."""
 
 
 class _Discovery(msgspec.Struct):

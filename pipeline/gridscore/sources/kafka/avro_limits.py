@@ -12,12 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-MAX_COST = 2_048
-"""Memory that a byte of a message may cost, about."""
-
-MAX_DEPTH = 64
-"""Levels of types within types."""
-
+MAX_COST = 2_048  # memory that a byte of a message may cost, about
+MAX_DEPTH = 64  # levels of types within types
 _VALUE = 64
 _OF_MESSAGE = 64  # bytes that are granted to a message once, so that one of very few may be
 _BYTES = {"null": 0, "float": 4, "double": 8}

@@ -44,12 +44,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-AT_ONCE = 4_000
-"""Messages of one batch at most."""
-
-GIVE_BACK_SECONDS = 5.0
-"""How long a rebalance waits for what is under way."""
-
+AT_ONCE = 4_000  # messages of one batch at most
+GIVE_BACK_SECONDS = 5.0  # how long a rebalance waits for what is under way
 _WAIT_SECONDS = 0.5
 _COMMIT_SECONDS = 0.2
 _IDLE_SECONDS = 10.0  # without a question from the runner; Kafka expects us to ask every five minutes

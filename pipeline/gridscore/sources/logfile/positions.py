@@ -16,14 +16,9 @@ from gridscore.sources.position import Positions
 if TYPE_CHECKING:
     from gridscore.grid import Grid
 
-HEAD_BYTES = 1024
-"""Bytes of the beginning of a file, to recognize it by."""
-
-LAST_BYTES = 256
-"""Bytes before the position, to check that a file is still the one that was read."""
-
-KEPT = 2_000
-"""How many positions to keep of files that are gone: they may come back, packed or copied."""
+HEAD_BYTES = 1024  # bytes of the beginning of a file, to recognize it by
+LAST_BYTES = 256  # bytes before the position, to check that a file is still the one that was read
+KEPT = 2_000  # how many positions to keep of files that are gone: they may come back, packed or copied
 
 
 class FilePosition(msgspec.Struct, kw_only=True, omit_defaults=True):

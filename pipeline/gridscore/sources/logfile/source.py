@@ -33,12 +33,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0
-"""Pause between two looks at files whose changes the system does not report, as on network drives."""
-
-GONE_SECONDS = 30.0
-"""How long to read a file that is out of sight: some programs write to the old one for a while."""
-
+LOOK_SECONDS = 1.0  # pause between two looks at files whose changes the system does not report, as on network drives
+GONE_SECONDS = 30.0  # how long to read a file that is out of sight: some programs write to the old one for a while
 _FAIR_CHUNKS = 16
 _PACED_CHUNK = 1 << 12  # small, as a position is kept after each, and a replay may be slow
 

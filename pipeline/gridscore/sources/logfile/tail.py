@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from gridscore.sources.logfile.positions import FilePosition
 
 CHUNK = 1 << 18
-KEPT_OF_LONG = 4_096
-"""Bytes of a too long line that go to the dead letters."""
-
+KEPT_OF_LONG = 4_096  # bytes of a too long line that go to the dead letters
 _GZIP = b"\x1f\x8b"
 PACKED_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 

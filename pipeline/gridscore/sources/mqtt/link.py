@@ -32,14 +32,10 @@ if TYPE_CHECKING:
 
     from gridscore.sources.mqtt.settings import MqttSourceSettings
 
-ANSWER_SECONDS = 15.0
-"""How long the broker may take to let us in, and to subscribe us."""
-
-CLOSE_SECONDS = 1.0
-"""How long the broker may take to get what we have to say at the end."""
-
+ANSWER_SECONDS = 15.0  # how long the broker may take to let us in, and to subscribe us
+CLOSE_SECONDS = 1.0  # how long the broker may take to get what we have to say at the end
+# Bytes of messages that may wait to be taken before no more is read: a broker may let each have 256 MiB.
 MOST_BYTES = 64 << 20
-"""Bytes of messages that may wait to be taken before no more is read: a broker may let each have 256 MiB."""
 
 _MISC_SECONDS = 1.0
 _AT_HIGH = 2  # times what may be in flight: brokers of MQTT 3.1.1 do not know how much we want
@@ -66,8 +62,7 @@ class _Client(mqtt.Client):
 
     arrived: Callable[[Message], None]
     answered: Callable[[], None]
-    most = 0
-    """Bytes of a packet that are kept: it may have 256 MiB."""
+    most = 0  # bytes of a packet that are kept: it may have 256 MiB
 
     def _sock_recv(self, bufsize: int) -> bytes:
         del self._in_packet["packet"][self.most :]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.sources.mqtt.settings import MqttSourceSettings
 
+# Batches on their way into the grid. What comes meanwhile is the next one: many small batches would cost far more.
 _UNDER_WAY = 2
-"""Batches on their way into the grid. What comes meanwhile is the next one: many small batches would cost far more."""
 
 
 class MqttSource:

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
 
 _decode = msgspec.json.Decoder(float_hook=decimal.Decimal).decode  # floats would lose digits
+# Converts JSON to what a typed file would have in such a column.
 _PYTHON: dict[str, Callable[[Any], Any]] = {
     "real": float,
     "double precision": float,
     "timestamp without time zone": dt.datetime.fromisoformat,
     "timestamp with time zone": dt.datetime.fromisoformat,
 }
-"""Converts JSON to what a typed file would have in such a column."""
 
 
 class QueryRows:

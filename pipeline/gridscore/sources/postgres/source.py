@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_LISTEN_SECONDS = 30.0
-"""Without a notification for so long, the connection is tried."""
+_LISTEN_SECONDS = 30.0  # without a notification for so long, the connection is tried
 _NO_MARKS = ("infinity", "-infinity", "NaN", "Infinity", "-Infinity")
 _AT_ONCE = 1_000
 

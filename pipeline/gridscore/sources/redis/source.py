@@ -36,16 +36,15 @@ _log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 15.0
 _WAIT_SECONDS = 1.0
+# Of a batch. Redis only counts entries, so we adapt to those before, from one on: what was too large comes again.
 _MOST_BYTES = 16 << 20
-"""Of a batch. Redis only counts entries, so we adapt to those before, from one on: what was too large comes again."""
 _BEGINNING = b"0-0"
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _number = msgspec.json.Decoder(int | float).decode
 
-_Entries = list[tuple[bytes, dict[bytes, bytes]]]
-"""IDs and fields; deleted entries have no fields."""
+_Entries = list[tuple[bytes, dict[bytes, bytes]]]  # IDs and fields; deleted entries have no fields
 
 # By the library's class and Redis's words: errors that a retry would not heal.
 _REFUSED: Sequence[tuple[str, str, str]] = (
