@@ -65,11 +65,8 @@ def _asked(call: Callable[_P, _T]) -> Callable[_P, _T]:
 class Containers:
     """Those of one cluster. All methods raise a `ContainerError` if the engine refuses, or does not answer.
 
-    Args:
-        cluster_name: Its name; None: the one in our `hazelcast.yaml`.
-
-    Raises:
-        ContainerError: There is no engine, or this user may not use it.
+    `cluster_name`: its name; None: the one in our `hazelcast.yaml`. Raises ContainerError if there is no engine, or
+    this user may not use it.
     """
 
     def __init__(self, cluster_name: str | None = None) -> None:
@@ -97,9 +94,7 @@ class Containers:
     ) -> None:
         """Start members, or go on with those that an earlier call started; returns when all are in the cluster.
 
-        Raises:
-            ContainerError: They did not come up.
-            UsageError: Others are there already.
+        Raises ContainerError if they did not come up; UsageError if others are there already.
         """
         there = self._find("member")
         asked = {"members": members, "port": port, "heap": heap, "version": version, "config": config_identity(config)}
@@ -189,9 +184,8 @@ class Containers:
     ) -> None:
         """Run that many workers of a job; surplus workers give their partitions back first.
 
-        Raises:
-            ContainerError: Not all could be started.
-            UsageError: The cluster needs credentials or TLS, which containers do not get.
+        Raises ContainerError if not all could be started; UsageError if the cluster needs credentials or TLS, which
+        containers do not get.
         """
         if settings.tls or settings.username or settings.password or settings.token:
             raise UsageError("Workers in containers get addresses and a name only, no credentials and no TLS.")
@@ -241,9 +235,7 @@ class Containers:
     def logs(self, show: Callable[[str, str], None], *, tail: int, follow: bool) -> int:
         """Show the last lines of each, with its name; how many containers there are.
 
-        Args:
-            show: Given the name of a container, and a line.
-            follow: Go on until the containers end.
+        `show`: given the name of a container, and a line; `follow`: go on until the containers end.
         """
         found = self._find()
 

@@ -14,9 +14,8 @@ from gridscore.texts import visible
 class GridscoreError(Exception):
     """Something went wrong that a person can act on.
 
-    Args:
-        message: What failed and where, one sentence.
-        hint: What to do next, one sentence; empty if the message says it all.
+    `message`: what failed and where, one sentence; `hint`: what to do next, one sentence; empty if the message says it
+    all.
     """
 
     exit_code = 1
@@ -106,10 +105,8 @@ class BackPressureError(GridError):
 class NoResultError(GridError):
     """The result of an event did not come in time, or cannot come any more.
 
-    Args:
-        message: As of every error.
-        hint: As of every error.
-        put: Whether the cluster has confirmed the event, so that it will be scored.
+    `message`: as of every error; `hint`: as of every error; `put`: whether the cluster has confirmed the event, so that
+    it will be scored.
     """
 
     exit_code = 9
@@ -122,12 +119,8 @@ class NoResultError(GridError):
 class EventRejectedError(NoResultError):
     """An event cannot be scored: it is a dead letter, and no result will come.
 
-    Args:
-        key: Of the event.
-        job: That rejected it.
-        stage: Where: `decode`, `lookup` or `features`.
-        reason: Why.
-        letter: The key of its dead letter.
+    `key`: of the event; `job`: that rejected it; `stage`: where: `decode`, `lookup` or `features`; `reason`: why;
+    `letter`: the key of its dead letter.
     """
 
     def __init__(self, key: str, job: str, stage: str, reason: str, letter: str) -> None:
@@ -151,12 +144,8 @@ class ConflictError(GridError):
 class BadRecord:
     """An entry of a control map that is not what it should be.
 
-    Attributes:
-        map_name: The map.
-        key: Its key, as people would write it.
-        reason: What is wrong with it.
-        key_data: The key as it is serialized.
-        value_data: The value as it is serialized.
+    `map_name`: the map; `key`: its key, as people would write it; `reason`: what is wrong with it; `key_data`: the key
+    as it is serialized; `value_data`: the value as it is serialized.
     """
 
     map_name: str

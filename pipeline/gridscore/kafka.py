@@ -57,9 +57,7 @@ _WRONG = {
 def permanent(error: KafkaError, topic: str) -> KafkaRefusedError | None:
     """What an error says that trying again would not heal; None if it may.
 
-    Args:
-        error: As the client gives it.
-        topic: That is read or written.
+    `error`: as the client gives it; `topic`: that is read or written.
     """
     code, text = error.code(), _plain(error)
     if code in _CREDENTIALS:
@@ -116,12 +114,8 @@ def taking_reports() -> Iterator[None]:
 class Complaints:
     """What a client says on its own (`error_cb`): connections, credentials, certificates.
 
-    Attributes:
-        topic: For messages.
-        refusal: What trying again would not heal, if there was any.
-        trouble: The last of the others.
-        down: No broker can be reached, as far as is known.
-        fatal: The client can be used no more.
+    `topic`: for messages; `refusal`: what trying again would not heal, if there was any; `trouble`: the last of the
+    others; `down`: no broker can be reached, as far as is known; `fatal`: the client can be used no more.
     """
 
     def __init__(self, topic: str) -> None:
@@ -142,8 +136,7 @@ class Complaints:
     def raise_refusal(self) -> None:
         """Raise the refusal, once: one broker of several may have refused us, or Kafka may know us again.
 
-        Raises:
-            KafkaRefusedError: There was one.
+        Raises KafkaRefusedError if there was one.
         """
         refusal, self.refusal = self.refusal, None
         if refusal is not None:
@@ -152,9 +145,8 @@ class Complaints:
     def check(self, interrupted: _Interrupted) -> None:
         """Raise what makes it useless to go on.
 
-        Raises:
-            KafkaRefusedError: Trying again would not heal it.
-            GridscoreError: `interrupted`: no broker can be reached.
+        Raises KafkaRefusedError if trying again would not heal it; `interrupted` if no broker can be
+        reached.
         """
         self.raise_refusal()
         if self.down or self.fatal:
@@ -189,10 +181,7 @@ def made(kind: Callable[[dict[str, Any]], _Client], settings: dict[str, Any], to
 class TopicProbe:
     """Looks at a topic; never makes one.
 
-    Args:
-        settings: Of a client.
-        topic: The topic.
-        interrupted: What to raise if trying again may help.
+    `settings`: of a client; `topic`: the topic; `interrupted`: what to raise if trying again may help.
     """
 
     def __init__(self, settings: dict[str, Any], topic: str, interrupted: _Interrupted) -> None:
@@ -204,9 +193,8 @@ class TopicProbe:
     def partitions(self, seconds: float = ANSWER_SECONDS) -> int:
         """How many partitions the topic has. Blocks for so many seconds at most.
 
-        Raises:
-            KafkaRefusedError: There is no such topic, or credentials, certificate or rights are wrong.
-            GridscoreError: `interrupted`: no broker answers.
+        Raises KafkaRefusedError if there is no such topic, or credentials, certificate or rights are wrong;
+        GridscoreError: `interrupted`: no broker answers.
         """
         complaints, topic = self._complaints, self._topic
         asked = self._admin.describe_topics(TopicCollection([topic]), request_timeout=seconds)[topic]
@@ -231,10 +219,8 @@ def partitions_of(settings: dict[str, Any], topic: str, interrupted: _Interrupte
 def largest_message(settings: dict[str, Any], topic: str, otherwise: int) -> int:
     """Bytes of the largest message, or batch of messages, that a topic takes. Blocks.
 
-    Args:
-        settings: Of a client.
-        topic: The topic.
-        otherwise: What to give if Kafka does not tell: not every user may ask.
+    `settings`: of a client; `topic`: the topic; `otherwise`: what to give if Kafka does not tell: not every user may
+    ask.
     """
     admin = made(AdminClient, settings, topic)
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic)

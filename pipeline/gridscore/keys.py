@@ -94,12 +94,8 @@ class Keys:
     ) -> tuple[Key, str]:
         """Make a key; returns what the grid knows of it, and the key itself, which nobody can get again.
 
-        Args:
-            seconds: How long it is good for.
-            rate: See `Key`.
-
-        Raises:
-            UsageError: There are too many, or the rate is not one.
+        `seconds`: how long it is good for; `rate`: see `Key`. Raises UsageError if there are too many, or the rate is
+        not one.
         """
         if rate and not re.fullmatch(RATE, rate):
             raise UsageError(f"`{rate}` is not a rate.", "Write it as 100/s, 5000/m or 5000/h, up to 9999999.")
@@ -172,8 +168,7 @@ class Rates:
 def granted(name: str, grant: str) -> Key:
     """What somebody whom others vouch for may do, as settings write it: `score,read`, or `score:card-fraud,plain`.
 
-    Raises:
-        UsageError: It is not written so.
+    Raises UsageError if it is not written so.
     """
     roles, colon, only = grant.partition(":")
     if not set(roles.split(",")) <= set(Role) or (colon and not all(only.split(","))):

@@ -80,9 +80,7 @@ class LeashedProcess:
 def hold(stop: Callable[[], object], seconds: float) -> None:
     """In a child: call `stop`, from a thread, when standard input ends; end the process if that is no use.
 
-    Args:
-        stop: Makes the process end in order.
-        seconds: How long that may take.
+    `stop`: makes the process end in order; `seconds`: how long that may take.
     """
 
     def follow() -> None:

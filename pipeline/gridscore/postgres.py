@@ -72,8 +72,7 @@ _PASSING = ("08", "53", "57", "58", "40", "55", "25006", "25P03")
 def place_of(database: str) -> str:
     """Where an address leads, without its secrets: `db.example.com:5432/shop`.
 
-    Raises:
-        UsageError: It is not an address.
+    Raises UsageError if it is not an address.
     """
     try:
         parts = conninfo_to_dict(database)
@@ -127,10 +126,7 @@ async def connect(
 def failure(error: Exception, place: str, interrupted: type[GridscoreError]) -> GridscoreError:
     """What to raise for an error of PostgreSQL or of the way there.
 
-    Args:
-        error: As psycopg has raised it.
-        place: Of the database.
-        interrupted: The type for what trying again may heal.
+    `error`: as psycopg has raised it; `place`: of the database; `interrupted`: the type for what trying again may heal.
     """
     text = _line(error)
     state = getattr(error, "sqlstate", None)

@@ -49,9 +49,7 @@ def milliseconds_text(value: float | None) -> str:
 def visible(value: Any, *, layout: bool = False) -> str:
     r"""Text with control characters spelled out, as in `\x1b`.
 
-    Args:
-        value: Whatever is to be shown.
-        layout: Keep newlines and tabs, for text whose lines are its own.
+    `value`: whatever is to be shown; `layout`: keep newlines and tabs, for text whose lines are its own.
     """
     return (NOT_LAYOUT if layout else _CONTROL).sub(_spelled, str(value))
 

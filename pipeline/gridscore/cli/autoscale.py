@@ -207,8 +207,7 @@ async def _follow(
 ) -> None:
     """Look, decide and scale, again and again; without `scale` only say what would be done.
 
-    Raises:
-        JobError: The job no longer exists.
+    Raises JobError if the job no longer exists.
     """
     from hazelcast.errors import HazelcastError
 

@@ -76,8 +76,7 @@ class _Share:
 def board(scene: Scene, width: int, height: int | None = None, *, hint: str = "") -> RenderableType:
     """Everything, fitted into this width and height; without a height, all of it.
 
-    Args:
-        hint: How to leave, shown at the right of the first line.
+    `hint`: how to leave, shown at the right of the first line.
     """
     lines: list[Text] = [_head(scene, width, hint)]
     if scene.silence:

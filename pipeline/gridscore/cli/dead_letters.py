@@ -29,8 +29,7 @@ WithEvents = Annotated[bool, typer.Option("--with-events", help="Remove the even
 async def _check(grid: Grid, name: str) -> JobRecord | None:
     """The job of that name, if it is one; None for a source or a sink.
 
-    Raises:
-        JobError: There is none of that name: a misspelt one is an error, not an empty list.
+    Raises JobError if there is none of that name: a misspelt one is an error, not an empty list.
     """
     from gridscore.dead_letters.letters import map_of, owner_of
     from gridscore.job import Jobs

@@ -28,11 +28,7 @@ Metrics = Annotated[
 def address_of(text: str | None, *, processes: int = 1) -> tuple[str, int] | None:
     """Host and port of the option, if it is given.
 
-    Args:
-        processes: How many need a port, from this one on.
-
-    Raises:
-        UsageError: It is not such an address.
+    `processes`: how many need a port, from this one on. Raises UsageError if it is not such an address.
     """
     if text is None:
         return None
@@ -51,8 +47,7 @@ def address_of(text: str | None, *, processes: int = 1) -> tuple[str, int] | Non
 async def exposed(grid: Grid, address: tuple[str, int] | None, **what: Any) -> AsyncIterator[None]:
     """Serve metrics while this is entered, if there is an address; `what` is as for `Metrics`.
 
-    Raises:
-        UsageError: The address cannot be listened on, or the extra is not installed.
+    Raises UsageError if the address cannot be listened on, or the extra is not installed.
     """
     if address is None:
         yield

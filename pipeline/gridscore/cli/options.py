@@ -173,8 +173,7 @@ def _adding(add: Callable[[Callable[..., Any]], Any]) -> Callable[[_Command], _C
 def grid_settings(connection: Connection) -> GridSettings:
     """Settings of a command's options, or of the cluster that `gridscore up` runs here if nothing names one.
 
-    Raises:
-        SettingsError: They are not valid.
+    Raises SettingsError if they are not valid.
     """
     from gridscore.grid import GridSettings, or_local_cluster
     from gridscore.grid.connection import DEFAULT_ADDRESS
@@ -205,8 +204,7 @@ def _tell(line: str) -> None:
 async def connected(connection: Connection) -> AsyncIterator[Grid]:
     """A connection for the time of a command.
 
-    Raises:
-        ConnectionFailedError: No member answered, or the cluster refused this client.
+    Raises ConnectionFailedError if no member answered, or the cluster refused this client.
     """
     from gridscore.grid import connect
 
@@ -247,8 +245,7 @@ def run_on(
 ) -> _T:
     """Connect, and run the work of a command to its end.
 
-    Args:
-        tells_of_silence: Whether the work itself says that members do not answer.
+    `tells_of_silence`: whether the work itself says that members do not answer.
     """
 
     async def main() -> _T:
@@ -267,8 +264,7 @@ def ask(
 ) -> _T:
     """Connect, and ask: unlike work, a question is given up where a member does not answer.
 
-    Args:
-        times: For how many times 15 seconds it may take while all members answer.
+    `times`: for how many times 15 seconds it may take while all members answer.
     """
     return run_on(connection, lambda grid: answered(grid, question(grid), times), tells_of_silence=True)
 
@@ -276,8 +272,7 @@ def ask(
 async def answered(grid: Grid, asking: Awaitable[_T], times: float = _TIMES) -> _T:
     """What the cluster answers; it is given longer while no member is silent.
 
-    Raises:
-        GridError: It does not answer in time; the message names the members that are silent.
+    Raises GridError if it does not answer in time; the message names the members that are silent.
     """
     from gridscore.grid.management import silent_members, unanswered
 

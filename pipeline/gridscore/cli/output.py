@@ -126,9 +126,7 @@ def progress_bar(count: ProgressColumn | None = None, *more: ProgressColumn) -> 
 def counted(first: str, then: str = "", count: ProgressColumn | None = None) -> Iterator[Callable[[int, int], None]]:
     """A bar for one work; what this gives is called with how much is done, and of how much.
 
-    Args:
-        first: What is done until then.
-        then: What is done from then on, if it is something else.
+    `first`: what is done until then; `then`: what is done from then on, if it is something else.
     """
     with progress_bar(count) as bar:
         task = bar.add_task(first, total=None)
@@ -197,8 +195,7 @@ def print_selection(screen: Console, environment: Mapping[str, str]) -> None:
 def confirmed(question: str, *, as_json: bool = False) -> bool:
     """Ask the user at the terminal; the answer.
 
-    Raises:
-        UsageError: There is no terminal, or a script reads the output.
+    Raises UsageError if there is no terminal, or a script reads the output.
     """
     if as_json or not sys.stdin.isatty():
         raise UsageError("This needs confirmation, and there is no terminal.", "Give --yes, or --dry-run.")

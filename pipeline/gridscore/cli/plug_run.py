@@ -32,11 +32,8 @@ class Line(NamedTuple):
 def run_until_told(main: Callable[[], Awaitable[None]], stop: Callable[[], bool]) -> int:
     """Run a coroutine until its end, Ctrl-C or SIGTERM.
 
-    Args:
-        stop: Called at the first signal; returns whether it then ends by itself. Else it is cancelled.
-
-    Returns:
-        The exit code: 130 after Ctrl-C, else 0.
+    `stop`: called at the first signal; returns whether it then ends by itself. Else it is cancelled. Returns: the exit
+    code: 130 after Ctrl-C, else 0.
     """
     signals: list[str] = []
 
@@ -69,8 +66,7 @@ async def running(
 
     Leaving it cancels what still runs.
 
-    Args:
-        line: Makes a line of one, and of its events a second.
+    `line`: makes a line of one, and of its events a second.
     """
     tasks = [asyncio.create_task(each.run()) for each in runners]
     all_tasks = [*tasks, asyncio.create_task(_show(runners, line))]

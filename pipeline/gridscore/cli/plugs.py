@@ -51,9 +51,8 @@ def command_of(
     A tuple or list is a repeatable option; a dictionary, a repeatable KEY=VALUE; a bool, a flag, or a pair of flags if
     it is set by default. Defaults are the model's. Required options come first; those that all plugs have are a panel.
 
-    Args:
-        run: Called with the settings and the connection; for a source or sink, also with where its metrics are served.
-        example: A command line that can work.
+    `run`: called with the settings and the connection; for a source or sink, also with where its metrics are served;
+    `example`: a command line that can work.
     """
     fields, common = _in_order(model)
     names = _names(fields)
@@ -112,12 +111,8 @@ def option_of(name: str, field: FieldInfo) -> str:
 def check(model: type[BaseModel], values: Mapping[str, Any], names: Mapping[str, str]) -> Any:
     """Settings of these values.
 
-    Args:
-        values: By the names of fields, or their aliases.
-        names: What people call each field.
-
-    Raises:
-        UsageError: They are not valid; a line for each problem, without the values.
+    `values`: by the names of fields, or their aliases; `names`: what people call each field. Raises UsageError if they
+    are not valid; a line for each problem, without the values.
     """
     try:
         return model.model_validate(values)
@@ -270,11 +265,8 @@ def chosen(
 ) -> dict[str, _Entry]:
     """The named entries of a section of a job file, by default all, each by the name that it runs under.
 
-    Args:
-        job: Name of the job, a prefix of its entries' names: two jobs may have a source `clicks`.
-
-    Raises:
-        UsageError: There is none of that name, or none at all; or it cannot run under its name.
+    `job`: name of the job, a prefix of its entries' names: two jobs may have a source `clicks`. Raises UsageError if
+    there is none of that name, or none at all; or it cannot run under its name.
     """
     wanted = list(dict.fromkeys(names or entries))
     unknown = [name for name in wanted if name not in entries]

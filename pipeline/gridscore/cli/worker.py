@@ -118,8 +118,7 @@ async def _score(
 def supervised(command: list[str], count: int, metrics: tuple[str, int] | None = None) -> WorkerProcesses:
     """Worker processes whose lines are shown; `supervise` runs them.
 
-    Args:
-        metrics: Where the first serves its metrics: each has a port of its own.
+    `metrics`: where the first serves its metrics: each has a port of its own.
     """
     from gridscore.scoring.processes import WorkerProcesses
 

@@ -60,10 +60,8 @@ class Answers:
     async def score(self, key: Any, text: bytes, seconds: float) -> Result:
         """Put an event, and wait for its result.
 
-        Raises:
-            EventRejectedError: It cannot be scored, and is a dead letter.
-            NoResultError: It did not come in time, or cannot come any more.
-            GridError: The cluster did not confirm the event, or the connection was closed.
+        Raises EventRejectedError if it cannot be scored, and is a dead letter; NoResultError if it did not come in
+        time, or cannot come any more; GridError if the cluster did not confirm the event, or the connection was closed.
         """
         data = self._writer.serialize_key(key)
         waiter: Waiter | None = None

@@ -64,11 +64,8 @@ class Follower:
     async def open(self, start: str | Sequence[int]) -> None:
         """Begin to read; what is written from now on will be seen.
 
-        Args:
-            start: `latest`, `oldest`, or a sequence for each partition.
-
-        Raises:
-            JournalMissingError: The map has no journal.
+        `start`: `latest`, `oldest`, or a sequence for each partition. Raises JournalMissingError if the map has no
+        journal.
         """
         await self._grid.map(self.map_name)
         partitions = range(self._grid.partition_count)
@@ -91,8 +88,7 @@ class Follower:
     async def take(self) -> list[Arrival]:
         """What has arrived, in order within each partition; waits for it.
 
-        Raises:
-            GridError: The connection was closed, or this follower was.
+        Raises GridError if the connection was closed, or this follower was.
         """
         while True:
             await self._reader.wait()

@@ -24,11 +24,8 @@ if TYPE_CHECKING:
 class Gates:
     """The gates that a version must pass to become what an alias points at; call it with the version.
 
-    Args:
-        grid: Where the jobs' events are.
-        alias: That is to move.
-        jobs: That follow it, by name.
-        override: Why the version goes live even if it does not pass; empty if it must pass.
+    `grid`: where the jobs' events are; `alias`: that is to move; `jobs`: that follow it, by name; `override`: why the
+    version goes live even if it does not pass; empty if it must pass.
     """
 
     def __init__(
@@ -47,11 +44,8 @@ class Gates:
     async def __call__(self, model: LoadedModel, number: int | None) -> Approval:
         """Ask all gates.
 
-        Args:
-            number: None if it is not in the registry yet.
-
-        Raises:
-            GateError: The version has not passed, and there is no reason to go on all the same.
+        `number`: None if it is not in the registry yet. Raises GateError if the version has not passed, and there is no
+        reason to go on all the same.
         """
         after = await self._registry.last_move(self._name, self._alias)
         failed = [

@@ -89,8 +89,7 @@ class Waiter:
 class Outcomes:
     """What becomes of the events of one result map.
 
-    Args:
-        without_journal: Whether an entry listener will do where the map has no journal; it may miss some.
+    `without_journal`: whether an entry listener will do where the map has no journal; it may miss some.
     """
 
     def __init__(self, grid: Grid, results: str, *, without_journal: bool = False) -> None:
@@ -150,10 +149,8 @@ class Outcomes:
     async def wait(self, key: bytes, first: int | None, *, exact: bool) -> Waiter:
         """Begin to wait for the outcome of an event; `leave` ends it.
 
-        Args:
-            key: Serialized, of the event.
-            first: Its sequence, or the first that will do; None if it is not known yet.
-            exact: Whether no later event will do.
+        `key`: serialized, of the event; `first`: its sequence, or the first that will do; None if it is not known yet;
+        `exact`: whether no later event will do.
         """
         await self._listen_to_letters()
         partition = partition_of(key, self._grid.partition_count)

@@ -153,8 +153,7 @@ class Producer:
 
         If one of them has failed already, the rest is not taken; `Receipt.confirmed` raises the error.
 
-        Raises:
-            GridError: The journal's capacity is unknown.
+        Raises GridError if the journal's capacity is unknown.
         """
         taken = Receipt()
         try:
@@ -167,9 +166,7 @@ class Producer:
     async def send(self, entries: Iterable[tuple[Any, bytes | None]]) -> int:
         """Put entries without waiting for their confirmation, as `flush` does; returns how many were taken.
 
-        Raises:
-            BackPressureError: As `put`, for what was sent before.
-            GridError: As `put`, for what was sent before.
+        Raises BackPressureError: as `put`, for what was sent before; GridError: as `put`, for what was sent before.
         """
         count = await self._take(entries, self._sent)
         if self._sent.error is not None:

@@ -119,8 +119,7 @@ class WaitingForMemory(Waiting):
 class RingReaders:
     """The jobs that read one event map, and how far behind they are.
 
-    Args:
-        results: Count only jobs that write to this result map; None for all.
+    `results`: count only jobs that write to this result map; None for all.
     """
 
     def __init__(self, grid: Grid, map_name: str, results: str | None = None) -> None:

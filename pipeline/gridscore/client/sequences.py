@@ -32,12 +32,8 @@ async def sequences_of(
     None if it was not found: it was overwritten, or `max_bytes` were read before. Each partition is read once for all
     its events, newest entries first, and only some reads of a connection are under way at once.
 
-    Args:
-        entries: Serialized key and text of each.
-        max_bytes: How much to read for all; the last read may exceed it.
-
-    Raises:
-        JournalMissingError: The map has no journal.
+    `entries`: serialized key and text of each; `max_bytes`: how much to read for all; the last read may exceed it.
+    Raises JournalMissingError if the map has no journal.
     """
     wanted: dict[int, dict[tuple[bytes, bytes], None]] = {}
     for entry in entries:

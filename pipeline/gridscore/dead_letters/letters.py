@@ -158,9 +158,7 @@ def letter_of_source(
 ) -> DeadLetter:
     """The dead letter of what a source has read that is not an event.
 
-    Args:
-        number: Among those that are written together.
-        origin: Where it came from; letters of one origin are the same.
+    `number`: among those that are written together; `origin`: where it came from; letters of one origin are the same.
     """
     text = str(key).encode(errors="replace").decode()
     return DeadLetter(
@@ -238,8 +236,7 @@ async def walk_letters(grid: Grid, job: str) -> AsyncIterator[Listed]:
 async def list_letters(grid: Grid, job: str, limit: int, before: Listed | None = None) -> tuple[int, list[Listed]]:
     """How many entries a job's dead-letter map has, and up to `limit` dead letters, the latest first.
 
-    Args:
-        before: Only those that follow this one in the list.
+    `before`: only those that follow this one in the list.
     """
     latest: list[tuple[str, str, Listed]] = []
     end = (before.dead.at, before.id) if before is not None else None

@@ -58,12 +58,8 @@ class _Text(NamedTuple):
 class LetterWriter:
     """Writes the dead letters of one job, source or sink in one process.
 
-    Args:
-        limits: Of all its processes together.
-        share: Part of the free room that this process may take at once, 0 to 1.
-
-    Attributes:
-        full: Why there was no room at the last look, for people; empty if there was.
+    `limits`: of all its processes together; `share`: part of the free room that this process may take at once, 0 to 1.
+    `full`: why there was no room at the last look, for people; empty if there was.
     """
 
     def __init__(self, grid: Grid, name: str, limits: Limits, *, share: Callable[[], float] = lambda: 1.0) -> None:
@@ -135,11 +131,8 @@ class LetterWriter:
     def say(self, count: int, where: str, error: str, *, unkept: int = 0) -> None:
         """Log what was rejected, with one of the reasons, every few seconds at most.
 
-        Args:
-            count: How many went to the dead letters.
-            where: Where one of them came from.
-            error: What was wrong with it.
-            unkept: How many did not, for lack of room.
+        `count`: how many went to the dead letters; `where`: where one of them came from; `error`: what was wrong with
+        it; `unkept`: how many did not, for lack of room.
         """
         self._unsaid += count
         self._unkept_unsaid += unkept

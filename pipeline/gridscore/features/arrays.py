@@ -28,9 +28,7 @@ _NAN = math.nan
 def items(field: str, index: int) -> Callable[[Sequence[Any]], list[Any]]:
     """The item at an index of each array, as decoded, or its field of that name; None if there is none.
 
-    Args:
-        field: Of the items; empty if they are values themselves.
-        index: From 0 on, or from -1 at the end.
+    `field`: of the items; empty if they are values themselves; `index`: from 0 on, or from -1 at the end.
     """
     part = attrgetter(field) if field else _itself
     needed = index + 1 if index >= 0 else -index
@@ -55,10 +53,8 @@ def lengths(arrays: Sequence[Any]) -> NDArray[np.float64]:
 def computed(function: str, field: str, kind: FieldType) -> Callable[[Sequence[Any]], NDArray[np.float64]]:
     """What a function gives of those items of each array that are not missing; NaN where there is no array.
 
-    Args:
-        function: `count`, `sum`, `mean`, `min` or `max`.
-        field: Of the items; empty if they are values themselves.
-        kind: Its type.
+    `function`: `count`, `sum`, `mean`, `min` or `max`; `field`: of the items; empty if they are values themselves;
+    `kind`: its type.
     """
     part, compute = attrgetter(field) if field else _itself, _FUNCTIONS[function]
     number = _itself if function == "count" else number_of(kind)

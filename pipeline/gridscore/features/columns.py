@@ -108,9 +108,8 @@ class EventColumns:
     def rows(self, name: str, index: dict[Any, int], version: int) -> NDArray[np.intp]:
         """What an index has for the values of a field, as decoded; 0 if nothing.
 
-        Args:
-            index: Of rows by key.
-            version: A number above 0 that no other index has or had, nor this one when it was different.
+        `index`: of rows by key; `version`: a number above 0 that no other index has or had, nor this one when it was
+        different.
         """
         found: NDArray[np.intp] = np.frombuffer(self._cells.rows(self._positions[name], index, version), np.intp)
         return found

@@ -58,9 +58,7 @@ class How(NamedTuple):
 class Texts:
     """The texts of a feature, numbered as they come, and which each row of a history has.
 
-    Args:
-        how: What is learnt of them.
-        rows: Of the history.
+    `how`: what is learnt of them; `rows`: of the history.
     """
 
     def __init__(self, how: How, rows: int) -> None:

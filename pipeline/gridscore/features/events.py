@@ -51,8 +51,7 @@ class DecodeError(GridscoreError):
 def struct_type(name: str, fields: Mapping[str, FieldType], *, may_lack: Iterable[str] = ()) -> type[msgspec.Struct]:
     """A struct type for JSON objects with these fields; others are ignored.
 
-    Args:
-        may_lack: Fields that may be absent or null whatever their type says.
+    `may_lack`: fields that may be absent or null whatever their type says.
     """
     lacking = set(may_lack)
     definition: list[Any] = []
@@ -200,8 +199,7 @@ class EventDecoder:
     def decode_all(self, payloads: Iterable[bytes]) -> EventColumns:
         """Decode many events, far faster than one by one.
 
-        Raises:
-            DecodeError: One of them cannot be decoded; `decode_good` tells which.
+        Raises DecodeError if one of them cannot be decoded; `decode_good` tells which.
         """
         events, bad = self.decode_good(list(payloads))
         for reason in bad.values():

@@ -37,12 +37,8 @@ _NAN = math.nan
 class LookupTable:
     """A table of entries by key.
 
-    Args:
-        lookup: What the job file says of it.
-
-    Attributes:
-        bad: Entries held that cannot be decoded, and count as missing.
-        last_error: Why the last one could not be.
+    `lookup`: what the job file says of it. `bad`: entries held that cannot be decoded, and count as missing;
+    `last_error`: why the last one could not be.
     """
 
     def __init__(self, lookup: Lookup) -> None:
@@ -194,8 +190,7 @@ def _converter(field: LookupField) -> Callable[[Any], Any]:
 class LookupHistory(LookupTable):
     """A table of entries by key and by the time from which each is valid.
 
-    Args:
-        lookup: What the job file says of it, with `valid_from`.
+    `lookup`: what the job file says of it, with `valid_from`.
     """
 
     def __init__(self, lookup: Lookup) -> None:

@@ -114,9 +114,8 @@ class FeaturePlan:
     def inputs(self, events: EventColumns | Sequence[Event]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """What the model scores these events from.
 
-        Returns:
-            Their features as `matrix` has them; and the margin of each, NaN where it is missing or not finite: float32
-            of shape (n,), or None if the job has no margin.
+        Returns: their features as `matrix` has them; and the margin of each, NaN where it is missing or not finite:
+        float32 of shape (n,), or None if the job has no margin.
         """
         events = EventColumns.of(self._schema, events)
         count = len(events)

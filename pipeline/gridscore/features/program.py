@@ -158,8 +158,7 @@ class Program:
     def run(self, events: EventColumns, scores: NDArray[np.float32] | None = None) -> list[Any]:
         """The values of all outputs for these events, by slot, and their scores where conditions are asked for.
 
-        Raises:
-            TextsTooLongError: Of so many events, texts that are made would be too many; see `in_parts`.
+        Raises TextsTooLongError: of so many events, texts that are made would be too many; see `in_parts`.
         """
         values = self._values.copy()
         values[_COUNT.slot] = len(events)

@@ -62,10 +62,8 @@ class QualityCounter:
     def count(self, values: Sequence[Any], finite: NDArray[np.bool_], count: int) -> None:
         """Count a batch.
 
-        Args:
-            values: Of all slots.
-            finite: Where the matrix has a number, of shape (n, features).
-            count: Rows to look at, the first of n.
+        `values`: of all slots; `finite`: where the matrix has a number, of shape (n, features); `count`: rows to look
+        at, the first of n.
         """
         if self._events >= 2 * WINDOW:
             self._events /= 2

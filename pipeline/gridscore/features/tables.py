@@ -73,8 +73,7 @@ def read_chunks(
 
     Columns that `kinds` does not name may be of other types from one chunk to the next.
 
-    Raises:
-        TableError: There is no such file, or it cannot be read; later, too.
+    Raises TableError if there is no such file, or it cannot be read; later, too.
     """
     count, frames = _frames(Path(path), kinds, keep, rows)
     with closing(frames):
@@ -138,12 +137,8 @@ def _csv(path: Path, kinds: Mapping[str, CellKind], rows: int | None) -> Iterato
 def read_history(path: Path | str, job: Job, keys: Sequence[str] = (), *, keep: Collection[str] = ()) -> pd.DataFrame:
     """Read a history of events: each field of the schema is a column.
 
-    Args:
-        keys: Columns of the events' keys: texts, if the schema does not name them.
-        keep: Columns that are wanted as well.
-
-    Raises:
-        TableError: It cannot be read, or has no rows.
+    `keys`: columns of the events' keys: texts, if the schema does not name them; `keep`: columns that are wanted as
+    well. Raises TableError if it cannot be read, or has no rows.
     """
     kinds: dict[str, CellKind] = dict.fromkeys(keys, "string")
     frame = read_table(path, kinds | kinds_of(job.schema_), keep=keep)
@@ -180,12 +175,8 @@ def find_lookup(directory: Path, name: str) -> Path:
 def rows_as_json(frame: pd.DataFrame, fields: Mapping[str, FieldType], source: str = "the table") -> Iterator[bytes]:
     """Each row as a JSON object of these fields.
 
-    Args:
-        frame: A column for each field.
-        source: What to call the table in messages.
-
-    Raises:
-        TableError: A column is missing, or has times without a time zone.
+    `frame`: a column for each field; `source`: what to call the table in messages. Raises TableError if a column is
+    missing, or has times without a time zone.
     """
     names = [kind.key(name) for name, kind in fields.items()]
     is_typed = _TYPED in frame.attrs
@@ -260,9 +251,8 @@ def lookup_entries(
 def key_part(node: Node, *, single: bool) -> Callable[[Any], Any]:
     """What makes a lookup's key, or a part of one, of a column's value, as the stream makes it of an event's.
 
-    Args:
-        node: The compiled expression of the key.
-        single: Whether it is all of the key, which may be a whole number then.
+    `node`: the compiled expression of the key; `single`: whether it is all of the key, which may be a whole number
+    then.
     """
     if node.type != Type.NUMBER:
         make = _time_text if node.type == Type.TIMESTAMP else _text
@@ -278,8 +268,7 @@ def key_part(node: Node, *, single: bool) -> Callable[[Any], Any]:
 def event_keys(frame: pd.DataFrame, names: Sequence[str], source: str, job: Job | None = None) -> list[str] | list[int]:
     """The key of each row: its columns as texts, joined by `|`; or whole numbers, if windows of the job want these.
 
-    Raises:
-        TableError: A column or a value is missing, or is not a whole number and should be.
+    Raises TableError if a column or a value is missing, or is not a whole number and should be.
     """
     columns = [_texts(frame[name], f"{source}: the column `{name}`") for name in take_columns(frame, names, source)]
     keys = []

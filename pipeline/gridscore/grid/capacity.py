@@ -64,8 +64,7 @@ async def journal_capacity(grid: Grid, map_name: str, *, most: int | None = None
     If only Management Center may see the configuration (`management-center.trusted-interfaces`), the bounds of the
     journals are read instead: a ring that has dropped its oldest entries is full, and so shows its size.
 
-    Args:
-        most: How many partitions to look at, spread over all; what is found may then be less.
+    `most`: how many partitions to look at, spread over all; what is found may then be less.
     """
     count = grid.partition_count
     config = await first_config(grid)

@@ -256,8 +256,7 @@ class Grid:
     async def while_same(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Run something that relies on what the cluster keeps; cancel it when another cluster replaces this one.
 
-        Raises:
-            ClusterReplacedError: One has.
+        Raises ClusterReplacedError if one has.
         """
         task = asyncio.ensure_future(work)
         replaced = asyncio.ensure_future(self._replaced.wait())

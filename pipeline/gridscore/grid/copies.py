@@ -98,9 +98,8 @@ class LiveCopy:
     async def start(self) -> None:
         """Load the map and begin to follow it.
 
-        Raises:
-            MapNotFoundError: There is no such map.
-            LookupTooLargeError: It has more entries than the copy may hold.
+        Raises MapNotFoundError if there is no such map; LookupTooLargeError if it has more entries than the copy may
+        hold.
         """
         await self._grid.require_map(self.map_name)
         self._stop_watching = self._grid.on_reconnect(self._reconnected)

@@ -138,8 +138,7 @@ def _value_header(size: int) -> bytes:
 def _join_entries(prefix: Buffer, keys: list[bytes], texts: list[bytes], suffix: Buffer) -> bytearray:
     """Entries of a put-all as frames: serialized keys as they are, JSON texts as JSON values.
 
-    Raises:
-        ValueError: There are not as many keys as texts.
+    Raises ValueError if there are not as many keys as texts.
     """
     key_headers, value_headers = map(_key_header, map(len, keys)), map(_value_header, map(len, texts))
     entries = zip(key_headers, keys, value_headers, texts, strict=True)

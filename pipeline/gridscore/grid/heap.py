@@ -149,10 +149,8 @@ class HeapWatch:
 
     While something is put, it asks each member once a measurement. A member that reports no heap bounds nothing.
 
-    Attributes:
-        worst: The heap with the least room; None if none is known.
-        stops: Whether nothing may be put because of it; otherwise a little may.
-        most_under_way: Bytes that may be under way at once.
+    `worst`: the heap with the least room; None if none is known; `stops`: whether nothing may be put because of it;
+    otherwise a little may; `most_under_way`: bytes that may be under way at once.
     """
 
     def __init__(self, grid: Grid) -> None:

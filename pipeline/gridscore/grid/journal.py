@@ -59,8 +59,7 @@ class Journal:
     async def bounds(self, partition: int) -> tuple[int, int]:
         """Oldest and newest sequence of a partition; the newest is one less than the oldest if it is empty.
 
-        Raises:
-            JournalMissingError: The map has no journal.
+        Raises JournalMissingError if the map has no journal.
         """
         await self._require()
         try:
@@ -102,8 +101,7 @@ class Journal:
         the same sequence share one request, and a request that nobody wants any more (cancel the future) is there for
         the next. The page begins at `start`, unless that was overwritten (then later) or never written (then earlier).
 
-        Args:
-            max_size: Events at most. There is no limit in bytes, so keep it modest.
+        `max_size`: events at most. There is no limit in bytes, so keep it modest.
         """
         key = (self.map_name, partition, start)
         parked = self._parked.get(key)
@@ -117,8 +115,7 @@ class Journal:
     async def held(self, partition: int, begin: int, most: int) -> Page | None:
         """Entries from a sequence on, or None if the ring does not hold that; unlike `read`, it never waits for a put.
 
-        Raises:
-            JournalMissingError: The map has no journal.
+        Raises JournalMissingError if the map has no journal.
         """
         oldest, newest = await self.bounds(partition)
         return await self.read(partition, begin, most) if oldest <= begin <= newest else None

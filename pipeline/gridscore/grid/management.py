@@ -195,11 +195,7 @@ async def is_safe(grid: Grid, members: int) -> bool:
 async def read_heap(grid: Grid, member: UUID, since: int) -> tuple[Sample, int]:
     """The heap of a member as it was last measured, and the `since` that waits for its next measurement.
 
-    Args:
-        since: 0 for the last measurement.
-
-    Raises:
-        GridError: It does not tell, or not in a way that we understand.
+    `since`: 0 for the last measurement. Raises GridError if it does not tell, or not in a way that we understand.
     """
     connection = transport.member_connections(grid.client).get(member)
     if connection is None:

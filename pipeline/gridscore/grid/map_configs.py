@@ -53,8 +53,7 @@ class NewMapConfig:
 async def add_map_config(grid: Grid, config: NewMapConfig) -> None:
     """Add a configuration to all members. Adding it again changes nothing.
 
-    Raises:
-        GridError: The members refuse it: the name has another configuration, or they let no client add any.
+    Raises GridError if the members refuse it: the name has another configuration, or they let no client add any.
     """
     connections = transport.member_connections(grid.client)
     connection = next(iter(connections.values()), None)

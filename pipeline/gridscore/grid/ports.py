@@ -17,9 +17,7 @@ HOST = "127.0.0.1"
 def choose_ports(members: int, first: int | None) -> list[int]:
     """Ports for this many members: from `first` on, the first free ones if it is None, any free ones if it is 0.
 
-    Raises:
-        MemberError: One that was asked for is in use.
-        UsageError: The first is not a port.
+    Raises MemberError if one that was asked for is in use; UsageError if the first is not a port.
     """
     if first == 0:
         with contextlib.ExitStack() as held:

@@ -71,8 +71,7 @@ class Record:
 def partition_in(key: str, partition_count: int) -> int:
     """The number of a partition that a record's key ends in, as in `payments/17`.
 
-    Raises:
-        ValueError: It ends otherwise.
+    Raises ValueError if it ends otherwise.
     """
     _, _, text = key.rpartition("/")
     if not (text.isascii() and text.isdecimal() and len(text) < 8 and int(text) < partition_count):
@@ -127,8 +126,7 @@ class Records:
     async def replace(self, record: Record, value: dict[str, Any]) -> Record:
         """Write a new value if the record is still what it was.
 
-        Raises:
-            ConflictError: Another client changed or removed it.
+        Raises ConflictError if another client changed or removed it.
         """
         text = record_text(value)
         if text == record.raw:
@@ -148,13 +146,8 @@ class Records:
     async def update(self, key: str, change: Callable[[dict[str, Any] | None], dict[str, Any]]) -> Record:
         """Read, change and write until nobody came between.
 
-        Args:
-            change: Makes the new value of the current one (None if there is none); called again after each conflict;
-                raises to give up.
-
-        Raises:
-            BadRecordError: Something else is there.
-            ConflictError: Others kept changing it.
+        `change`: makes the new value of the current one (None if there is none); called again after each conflict;
+        raises to give up. Raises BadRecordError if something else is there; ConflictError if others kept changing it.
         """
         for _ in range(_ATTEMPTS):
             record = await self.get(key)
@@ -191,8 +184,7 @@ class Records:
         Listeners miss changes while the connection is down, so it calls back after a reconnect, too. Read the records
         from time to time all the same.
 
-        Args:
-            updates: Also when a record has changed, not only when one has been added or removed.
+        `updates`: also when a record has changed, not only when one has been added or removed.
         """
         return await self._grid.watches.add(await self._map(), callback, updates=updates)
 

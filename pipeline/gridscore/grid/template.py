@@ -19,8 +19,7 @@ _PROTECTED_FROM = 3
 def template_file() -> Path:
     """Our `hazelcast.yaml`: inside the package when installed, at the top of the repository in a checkout.
 
-    Raises:
-        MemberError: It is in neither place.
+    Raises MemberError if it is in neither place.
     """
     package = Path(__file__).resolve().parent.parent
     for path in (package / "hazelcast.yaml", package.parents[1] / "hazelcast.yaml"):
@@ -32,8 +31,7 @@ def template_file() -> Path:
 def load_template(path: Path | None = None) -> dict[str, Any]:
     """The section `hazelcast:` of a member configuration in YAML; default: ours.
 
-    Raises:
-        MemberError: The file cannot be read, or is not a member configuration in YAML.
+    Raises MemberError if the file cannot be read, or is not a member configuration in YAML.
     """
     file = path or template_file()
     try:

@@ -63,8 +63,7 @@ READ_RESPONSE = 82433  # the one type of message that stays in one piece: the an
 def check_client_version() -> None:
     """Refuse a client other than the one whose private parts are used here.
 
-    Raises:
-        UnsupportedClientError: The installed client is another version.
+    Raises UnsupportedClientError if the installed client is another version.
     """
     if not hazelcast.__version__.startswith(SUPPORTED_CLIENT):
         raise UnsupportedClientError(
@@ -524,9 +523,8 @@ async def map_names(client: HazelcastClient) -> set[str]:
 def key_data(client: HazelcastClient, key: Any) -> bytes:
     """Serialize a key as the client would, without its detour for strings; whole numbers above 31 bits become a Long.
 
-    Raises:
-        HazelcastSerializationError: It has no serializer, or is a whole number of more than 64 bits.
-        UnicodeEncodeError: It is a string with half a surrogate pair.
+    Raises HazelcastSerializationError if it has no serializer, or is a whole number of more than 64 bits;
+    UnicodeEncodeError if it is a string with half a surrogate pair.
     """
     if type(key) is str:
         return wire.string_data(key.encode())
@@ -552,8 +550,7 @@ async def listen(proxy: Any, callback: Callable[[], None], *, updates: bool = Tr
 
     The client's own listener makes an object of each key, and logs a traceback where it cannot.
 
-    Args:
-        updates: Also when an entry has changed.
+    `updates`: also when an entry has changed.
     """
     from hazelcast.protocol.codec import map_add_entry_listener_codec, map_remove_entry_listener_codec
     from hazelcast.proxy.base import EntryEventType

@@ -30,9 +30,7 @@ async def wait_for(event: asyncio.Event, seconds: float) -> bool:
 class Watched(Generic[_T]):
     """What a control map holds, read only when it may have changed.
 
-    Args:
-        parse: What to make of each record.
-        pause: Seconds between two reads, however much changes.
+    `parse`: what to make of each record; `pause`: seconds between two reads, however much changes.
     """
 
     def __init__(self, grid: Grid, map_name: str, parse: Callable[[Record], _T], pause: float) -> None:

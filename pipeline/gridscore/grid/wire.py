@@ -162,9 +162,8 @@ FIRST_ENTRY = (2**31 - 1, -1)  # where a walk over the entries of a partition be
 def encode_fetch_entries(name: str, pointers: Iterable[tuple[int, int]], batch: int) -> OutboundMessage:
     """`Map.FetchEntries`: about `batch` entries of a partition from where the pointers stand.
 
-    Args:
-        pointers: Pairs of index and table size; `[FIRST_ENTRY]` first, then those of the last answer.
-        batch: Number of entries wanted; the answer may hold a few more.
+    `pointers`: pairs of index and table size; `[FIRST_ENTRY]` first, then those of the last answer; `batch`: number of
+    entries wanted; the answer may hold a few more.
     """
     buffer = create_initial_buffer(REQUEST_HEADER_SIZE + 4, _FETCH_ENTRIES)
     INT.pack_into(buffer, REQUEST_HEADER_SIZE, batch)

@@ -194,8 +194,7 @@ Outcome: TypeAlias = "Written | HazelcastError | None"
 class LeaseWriter:
     """Reads and writes the lease records of one group, or the record of one session.
 
-    Args:
-        map_name: Where the records are.
+    `map_name`: where the records are.
     """
 
     def __init__(self, grid: Grid, name: str, seconds: float, map_name: str = LEASES_MAP) -> None:
@@ -222,8 +221,7 @@ class LeaseWriter:
     async def read(self, partitions: Iterable[int]) -> dict[int, bytes | None]:
         """Exact texts of records by partition; see `read_texts`.
 
-        Raises:
-            HazelcastError: No record at all could be read.
+        Raises HazelcastError if no record at all could be read.
         """
         keys = {partition: self.key(partition) for partition in partitions}
         return await read_texts(self._grid, keys, self._seconds, self._map_name)
@@ -246,8 +244,7 @@ class LeaseWriter:
     async def write_all(self, changes: Sequence[Change], written: Callable[[int, Outcome], None]) -> None:
         """Compare-and-set records of different partitions, all at once.
 
-        Args:
-            written: Called once for each, with its index, as soon as its outcome is known.
+        `written`: called once for each, with its index, as soon as its outcome is known.
         """
         client, began, seconds = self._grid.client, self._grid.clock(), self._seconds
         unknown: list[int] = []

@@ -194,11 +194,7 @@ class Leases:
         Records whose member does not answer in time stay as last seen; so do, for a while, those whose owner is silent:
         it does not change them either.
 
-        Args:
-            is_silent: Whether a worker has not been heard of.
-
-        Raises:
-            HazelcastError: No record at all could be read.
+        `is_silent`: whether a worker has not been heard of. Raises HazelcastError if no record at all could be read.
         """
         now, before, self._sights = self._grid.clock(), self._sights, {}
         wanted, until = [], now + self.seconds * ANSWER
@@ -314,8 +310,7 @@ class Leases:
 
         Expired ones take `SETTLE_SECONDS`.
 
-        Args:
-            taken: Called with each lease as soon as it is held: a slow member delays only its own.
+        `taken`: called with each lease as soon as it is held: a slow member delays only its own.
         """
         # They will no longer be as they were seen.
         wanted = {p: self._sights.pop(p) for p in partitions if p in self._sights}
@@ -422,9 +417,8 @@ class Leases:
         partition has moved to another member. A partition whose write has an unknown fate stays held until a later call
         finds that it is lost.
 
-        Args:
-            progress: By partition; no offset may be smaller than the committed one.
-            partitions: Only these; default: all that are held.
+        `progress`: by partition; no offset may be smaller than the committed one; `partitions`: only these; default:
+        all that are held.
         """
         self.sessions.renew()
         now, homes, held, settled = self._grid.clock(), self.sessions.homes, self.held, self._settled
@@ -572,8 +566,7 @@ class Leases:
     async def release(self, progress: Mapping[int, Progress | None]) -> None:
         """Commit partitions and give them back. All that was written for them must have been acknowledged.
 
-        Args:
-            progress: Of the partitions to give back; None where nothing was read, so the committed offset stays.
+        `progress`: of the partitions to give back; None where nothing was read, so the committed offset stays.
         """
         given = [(lease, lease.record.origin) for lease in map(self.held.get, progress) if lease is not None]
         # A compare-and-set under way changes the text that the next one must compare with: let it end first.
@@ -599,10 +592,8 @@ class Leases:
     async def reset(self, partition: int, offset: int, *, run: int | None = None, regressed: bool = False) -> bool:
         """Change the offset of a held partition, with the next epoch; False if the lease is lost.
 
-        Args:
-            offset: May be smaller than the committed one.
-            run: Number of the restart that demands it.
-            regressed: Whether the journal has begun again, which is counted.
+        `offset`: may be smaller than the committed one; `run`: number of the restart that demands it; `regressed`:
+        whether the journal has begun again, which is counted.
         """
         return await self._to_the_end(self._reset(partition, offset, run, regressed=regressed))
 
@@ -627,8 +618,7 @@ class Leases:
     async def start_over(self, partitions: Iterable[int]) -> list[int]:
         """Let partitions begin again; returns those whose record could not be read or written, or has changed.
 
-        Raises:
-            HazelcastError: No record at all could be read.
+        Raises HazelcastError if no record at all could be read.
         """
         partitions = list(partitions)
         for partition in partitions:
@@ -702,9 +692,8 @@ async def start_over(grid: Grid, job: str) -> None:
 
     Epochs go on, so that an earlier result is never taken for a later one.
 
-    Raises:
-        BadRecordError: What is there is not a lease record.
-        ConflictError: Records could not be read, or workers kept changing them.
+    Raises BadRecordError: what is there is not a lease record; ConflictError if records could not be read, or workers
+    kept changing them.
     """
     leases, changed = Leases(grid, job, ""), list(range(grid.partition_count))
     await read_records(grid, job)

@@ -125,9 +125,7 @@ class _Sight:
 class Members:
     """Who lives, and holds what.
 
-    Args:
-        worker: Identity of this worker, which counts as living.
-        map_name: Of the records for people.
+    `worker`: identity of this worker, which counts as living; `map_name`: of the records for people.
     """
 
     format = FORMAT
@@ -289,9 +287,8 @@ class Part(Protocol):
 class Membership:
     """A process's membership in its groups: writes once a second that it lives, and sees who else does.
 
-    Args:
-        value: Returns what else to write: the names of its `groups`, and whatever is for people.
-        groups: Returns the groups to wake when their members have changed, by name.
+    `value`: returns what else to write: the names of its `groups`, and whatever is for people; `groups`: returns the
+    groups to wake when their members have changed, by name.
     """
 
     def __init__(
@@ -397,8 +394,7 @@ def quota(worker: str, held: Mapping[str, int], partitions: int) -> int:
     Of `P` partitions, each of `n` workers holds `P / n`, rounded down or, for those that hold more already, up. So a
     new worker gets its share, one that leaves frees its share, and nothing else moves.
 
-    Args:
-        held: How many each living worker of the group holds, this one included.
+    `held`: how many each living worker of the group holds, this one included.
     """
     floor, more = divmod(partitions, len(held))
     above = sorted(name for name, count in held.items() if count > floor)

@@ -45,9 +45,8 @@ class _Partition:
 class Offsets:
     """The partitions that are being scored, and the progress of each.
 
-    Attributes:
-        unacknowledged: Results that are written and not acknowledged.
-        moved: Partitions that may be ahead of their committed offset; `Group` removes what it has committed.
+    `unacknowledged`: results that are written and not acknowledged; `moved`: partitions that may be ahead of their
+    committed offset; `Group` removes what it has committed.
     """
 
     def __init__(self) -> None:

@@ -107,10 +107,8 @@ async def forget(grid: Grid, group: str) -> None:
 class Rescanner:
     """Does the rescans that are requested for the partitions of a process, one after the other.
 
-    Args:
-        held: Returns the partitions that the group holds here.
-        rescan: Finds what a partition is missing, and returns when that is made good; raises `NotNowError` to leave it
-            for later.
+    `held`: returns the partitions that the group holds here; `rescan`: finds what a partition is missing, and returns
+    when that is made good; raises `NotNowError` to leave it for later.
     """
 
     def __init__(
@@ -200,9 +198,7 @@ class Losses:
     async def gap(self, partition: int, expected: int, first: int) -> None:
         """Events were overwritten before they were read.
 
-        Args:
-            expected: Sequence that was to be read.
-            first: Sequence that was read instead.
+        `expected`: sequence that was to be read; `first`: sequence that was read instead.
         """
         lost = first - expected
         if (new := first - max(expected, self._counted.get(partition, expected))) > 0:

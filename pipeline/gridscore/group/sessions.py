@@ -89,9 +89,8 @@ class _Sight:
 class Sessions:
     """The sessions of this process, and those of others whose leases it may take.
 
-    Attributes:
-        homes: By partition, the one that has the record of its session: of the same member.
-        changes: Counts what may leave a lease on the wrong session: partitions that moved, sessions that were retired.
+    `homes`: by partition, the one that has the record of its session: of the same member; `changes`: counts what may
+    leave a lease on the wrong session: partitions that moved, sessions that were retired.
     """
 
     def __init__(self, grid: Grid, worker: str, seconds: float) -> None:

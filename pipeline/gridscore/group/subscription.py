@@ -85,7 +85,6 @@ class Subscriber:
     async def look_over(self, partition: int, page: Page, origin: int) -> Page:  # noqa: ARG002
         """The part of a page in doubt that no previous owner has done. After a `HazelcastError`, it is read again.
 
-        Args:
-            origin: First epoch of the present journal.
+        `origin`: first epoch of the present journal.
         """
         return page

@@ -119,8 +119,7 @@ def compile_decisions(
 ) -> list[Node]:
     """The conditions of all decisions but the last, which is for the rest.
 
-    Raises:
-        ExpressionError: One cannot be used.
+    Raises ExpressionError if one cannot be used.
     """
     scope = Scope(fields, {name: lookup.fields for name, lookup in lookups.items()}, features, classes=tuple(classes))
     return [_condition(decision, scope) for decision in decisions[:-1]]

@@ -101,12 +101,8 @@ class Scope:
 def compile_expression(text: str, scope: Scope, *, category: str | None = None) -> Node:
     """Parse and type-check an expression.
 
-    Args:
-        category: The feature whose categories `category()` means, and whose texts `target()` and its like; None where
-            these cannot be used.
-
-    Raises:
-        ExpressionError: It cannot be used; the message has a line for each reason.
+    `category`: the feature whose categories `category()` means, and whose texts `target()` and its like; None where
+    these cannot be used. Raises ExpressionError if it cannot be used; the message has a line for each reason.
     """
     compiler = _Compiler(text, scope, category)
     try:

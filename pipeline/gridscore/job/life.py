@@ -113,8 +113,7 @@ class JobRecord:
     def from_record(cls, record: Record) -> JobRecord:
         """The typed form of a control record.
 
-        Raises:
-            JobError: It was written by something that is not this version of Gridscore.
+        Raises JobError if it was written by something that is not this version of Gridscore.
         """
         try:
             return cls.parse(record)
@@ -288,16 +287,14 @@ class Jobs:
     async def suspend(self, name: str) -> JobRecord:
         """Stop scoring and keep the offsets; does nothing to a suspended job.
 
-        Raises:
-            JobError: There is no such job, or it has ended.
+        Raises JobError if there is no such job, or it has ended.
         """
         return await self._move(name, "suspend", JobState.SUSPENDED)
 
     async def resume(self, name: str) -> JobRecord:
         """Let workers score again, from the committed offsets; does nothing to a job that runs.
 
-        Raises:
-            JobError: There is no such job, it was cancelled, or another one writes to its result map now.
+        Raises JobError if there is no such job, it was cancelled, or another one writes to its result map now.
         """
         await self._refuse_shared_results(name, (await self.get(name)).job.results)
         return await self._move(name, "resume", JobState.WAITING)
@@ -332,8 +329,7 @@ class Jobs:
     async def cancel(self, name: str) -> JobRecord | None:
         """End a job for good. One whose record cannot be read is removed, and None returned.
 
-        Raises:
-            JobError: There is no such job.
+        Raises JobError if there is no such job.
         """
         try:
             record = await self._records.get(name)
@@ -355,8 +351,7 @@ class Jobs:
     async def mark(self, record: JobRecord, state: JobState, error: str = "") -> None:
         """Note what a worker has come to, unless the job has changed since its record was read.
 
-        Raises:
-            JobError: There is no such job.
+        Raises JobError if there is no such job.
         """
         name = record.name
 
@@ -400,8 +395,7 @@ class Jobs:
     async def _refuse_shared_results(self, name: str, results: str) -> None:
         """Refuse a result map that another job writes to: each would take the other's results for its own.
 
-        Raises:
-            JobError: It is taken.
+        Raises JobError if it is taken.
         """
         for other in await self.all():
             if other.name != name and other.state not in ENDED and other.job.results == results:

@@ -26,9 +26,8 @@ MAX_PROBLEMS = 25  # problems shown at once
 def located(error: ValidationError, document: Document, models: Models) -> list[Problem]:
     """The problems that pydantic found, each in its line and in plain words.
 
-    Args:
-        document: The file, with the lines of its values.
-        models: The models of the file's parts, by their path without the names that a user gave.
+    `document`: the file, with the lines of its values; `models`: the models of the file's parts, by their path without
+    the names that a user gave.
     """
     found: dict[Path, list[Any]] = {}
     problems = []

@@ -29,8 +29,7 @@ _FEW = 50  # different texts of a field that may be a category, whatever the sha
 def shell(name: str, events: str = "") -> Job:
     """A job of this name without features.
 
-    Raises:
-        UsageError: It cannot be a job's name, or the map's cannot be one.
+    Raises UsageError if it cannot be a job's name, or the map's cannot be one.
     """
     try:
         return Job.model_validate(
@@ -49,12 +48,8 @@ def name_of(text: str) -> str:
 def text_of_events(job: Job, events: Iterable[Mapping[str, Any]]) -> str:
     """A job file for events like these.
 
-    Args:
-        job: A `shell`.
-        events: As JSON has them; a text with an offset from UTC is a time.
-
-    Raises:
-        UsageError: They have no field that could be a feature.
+    `job`: a `shell`; `events`: as JSON has them; a text with an offset from UTC is a time. Raises UsageError if they
+    have no field that could be a feature.
     """
     found: dict[str, list[Any]] = {}
     left_out: dict[str, str] = {}

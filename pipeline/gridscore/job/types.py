@@ -219,8 +219,7 @@ class FieldType(Strict):
     def path(self, name: str) -> tuple[str, ...]:
         """Where it is in the JSON: its name there, or the names of the objects around it, and its own.
 
-        Args:
-            name: Of the field in the job.
+        `name`: of the field in the job.
         """
         if not self.json_name.startswith(_NESTED):
             return (self.json_name or name,)

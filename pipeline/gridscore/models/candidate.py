@@ -63,9 +63,8 @@ class Candidate:
     ) -> Candidate:
         """Read a model and check it in every way that a worker would. Takes a while: not for the event loop.
 
-        Raises:
-            ModelError: It is not a model that Gridscore can score with, or not for the features of the jobs.
-            UsageError: The metrics are not numbers.
+        Raises ModelError if it is not a model that Gridscore can score with, or not for the features of the jobs;
+        UsageError if the metrics are not numbers.
         """
         payload, called, parameters = read_model(model)
         if len(payload) > MAX_SIZE:
@@ -119,8 +118,7 @@ class Candidate:
     def signed(self, key_file: Path, password: str | None) -> Candidate:
         """The same, signed: another version than one that is not.
 
-        Raises:
-            UsageError: The file is not a key that can sign.
+        Raises UsageError if the file is not a key that can sign.
         """
         signature = sign(self.version, key_file, password)
         content = hashlib.sha256(f"{self.content} {signature}".encode()).hexdigest()
@@ -136,12 +134,8 @@ def read_model(model: Any) -> tuple[bytes, str, dict[str, str]]:
 
     Of an estimator that stopped early, the rounds up to the best one, which are those that it predicts with.
 
-    Args:
-        model: A path, bytes, a Booster, or an estimator of `xgboost.sklearn`.
-
-    Raises:
-        ModelError: There is no such file, it is too large, this is not a model at all, or is an estimator that takes
-            another number than NaN for missing.
+    `model`: a path, bytes, a Booster, or an estimator of `xgboost.sklearn`. Raises ModelError if there is no such file,
+    it is too large, this is not a model at all, or is an estimator that takes another number than NaN for missing.
     """
     if isinstance(model, bytes | bytearray | memoryview):
         return bytes(model), "The model", {}
@@ -245,8 +239,7 @@ def completed(job: Job, version: ModelVersion) -> Job:
 
     And with the version's labels as its `classes`, if it names neither.
 
-    Raises:
-        JobFileError: These features cannot be read from an event.
+    Raises JobFileError if these features cannot be read from an event.
     """
     trained = {} if version.definitions is None else version.definitions.fields
     made = complete(job, version.features, version.feature_types, version.categories, trained)
@@ -265,12 +258,8 @@ def loaded_from(model: Any, name: str) -> tuple[ModelVersion, LoadedModel]:
 
     Takes a while.
 
-    Args:
-        model: What `Registry.push` takes.
-        name: Of the model.
-
-    Raises:
-        ModelError: It is not a model that Gridscore can score with.
+    `model`: what `Registry.push` takes; `name`: of the model. Raises ModelError if it is not a model that Gridscore can
+    score with.
     """
     candidate = Candidate.check(model, name)
     return candidate.version, candidate.model

@@ -37,8 +37,7 @@ class Chunks:
     ) -> int:
         """Put all chunks; returns how many. `step` is awaited with the number of bytes written so far.
 
-        Raises:
-            HazelcastError: The cluster did not take them; some may be there.
+        Raises HazelcastError if the cluster did not take them; some may be there.
         """
         chunks = await self._grid.map(CHUNKS_MAP)
         count = -(-len(payload) // CHUNK)
@@ -59,8 +58,7 @@ class Chunks:
     async def read(self, version: ModelVersion | StoredSample, upload: str) -> bytes:
         """All bytes of a version, or a sample, checked against its SHA-256.
 
-        Raises:
-            ModelError: A chunk is missing or is not what was pushed.
+        Raises ModelError if a chunk is missing or is not what was pushed.
         """
         whole = bytearray()
         for start in range(0, version.chunks, _AT_ONCE):

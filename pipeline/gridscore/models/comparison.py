@@ -70,8 +70,7 @@ class Comparison(msgspec.Struct, frozen=True):
 def compare(before: LoadedModel, after: LoadedModel, rows: Rows | None = None, of: str = "") -> Comparison:
     """Compare two versions. Takes a while: not for the event loop.
 
-    Raises:
-        ModelError: The rows cannot be scored by both.
+    Raises ModelError if the rows cannot be scored by both.
     """
     old, new = before.version, after.version
     facts = [

@@ -68,8 +68,7 @@ class Description:
 def describe(payload: bytes, source: str = "The model") -> Description:
     """Read a model file's bytes and check that prediction can follow its trees.
 
-    Raises:
-        ModelError: They are not a model that Gridscore can score with, or are damaged.
+    Raises ModelError if they are not a model that Gridscore can score with, or are damaged.
     """
     return describe_document(read_document(payload, source), len(payload), source)
 
@@ -77,8 +76,7 @@ def describe(payload: bytes, source: str = "The model") -> Description:
 def describe_document(document: dict[str, Any], size: int, source: str) -> Description:
     """The same of a document that was read already.
 
-    Raises:
-        ModelError: It is not a model that Gridscore can score with, or is damaged.
+    Raises ModelError if it is not a model that Gridscore can score with, or is damaged.
     """
     if not isinstance(document.get("learner"), dict):
         raise ModelError(f"{source} has no `learner`: it is JSON, but not an XGBoost model.", SAVE_HINT)
@@ -212,10 +210,7 @@ def tree_weights(learner: Mapping[str, Any]) -> np.ndarray | None:
 
     XGBoost 3.2 calls such a model `dart`, 3.3 `gbtree` with weights beside its model, 3.4 `gbtree` with weights inside.
 
-    Raises:
-        KeyError: It has no model.
-        TypeError: They are not numbers.
-        ValueError: They are not finite.
+    Raises KeyError if it has no model; TypeError if they are not numbers; ValueError if they are not finite.
     """
     booster = learner["gradient_booster"]
     model = (booster["gbtree"] if booster["name"] == "dart" else booster)["model"]

@@ -64,8 +64,7 @@ _OTHERS = (
 def read_document(payload: bytes, source: str) -> dict[str, Any]:
     """The document in a model file's bytes; its arrays of numbers are numpy arrays.
 
-    Raises:
-        ModelError: They are not XGBoost JSON or UBJ, or are damaged.
+    Raises ModelError if they are not XGBoost JSON or UBJ, or are damaged.
     """
     if not payload:
         raise ModelError(f"{source} is empty.", SAVE_HINT)

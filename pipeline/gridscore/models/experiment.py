@@ -229,11 +229,8 @@ class Tally:
     ) -> None:
         """Count events.
 
-        Args:
-            draws: The numbers of their entities.
-            scores: Finite; of several a row, the highest counts.
-            names: Of decisions or classes; empty if there are none.
-            choices: Which of these each event got.
+        `draws`: the numbers of their entities; `scores`: finite; of several a row, the highest counts; `names`: of
+        decisions or classes; empty if there are none; `choices`: which of these each event got.
         """
         values = np.ascontiguousarray(scores if scores.ndim == 1 else scores.max(axis=1), np.float32)
         groups = draws % GROUPS
@@ -265,11 +262,8 @@ class Tally:
 def judged(experiment: Experiment, total: Counts, recent: Counts, elapsed: float, now: str) -> Experiment:
     """The experiment as it should go on: as it is, at its next step, or ended, with the reason.
 
-    Args:
-        total: What was counted since it began.
-        recent: What was counted lately: a fault of today is not made up for by good weeks.
-        elapsed: Seconds since its step began.
-        now: RFC 3339 in UTC.
+    `total`: what was counted since it began; `recent`: what was counted lately: a fault of today is not made up for by
+    good weeks; `elapsed`: seconds since its step began; `now`: RFC 3339 in UTC.
     """
     if experiment.state != "running":
         return experiment
@@ -326,8 +320,7 @@ def compared(counts: Counts, *, paired: bool) -> list[Compared]:
     clusters do): an entity with many events does not count as many entities. With one event an entity, that is the
     two-proportion z test.
 
-    Args:
-        paired: Whether both scored the same events.
+    `paired`: whether both scored the same events.
     """
     first, second = counts.champion, counts.challenger
     if not (first.events and second.events):

@@ -29,11 +29,8 @@ _MADE_SHOWN = 200
 def check_fit(job: Job, version: ModelVersion, *, allow_changed: bool = False) -> None:
     """Refuse a version that would not score a job's events as it was trained.
 
-    Args:
-        allow_changed: Accept features that have the same names and kinds, but other definitions.
-
-    Raises:
-        ModelMismatchError: The message shows what differs, feature by feature.
+    `allow_changed`: accept features that have the same names and kinds, but other definitions. Raises
+    ModelMismatchError if the message shows what differs, feature by feature.
     """
     check_jobs({job.name: job}, version, allow_changed=allow_changed)
 
@@ -43,8 +40,7 @@ def check_jobs(
 ) -> None:
     """The same for each of several jobs, by name; `called` is what a version without a number is called.
 
-    Raises:
-        ModelMismatchError: For all that differ.
+    Raises ModelMismatchError: for all that differ.
     """
     wrong: list[str] = []
     hint = ""

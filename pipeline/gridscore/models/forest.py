@@ -72,12 +72,8 @@ _STEPS_OF_RANK = 4
 class Forest:
     """The trees of one model. Get one from `of`.
 
-    Attributes:
-        nodes: Of all trees, one after the other.
-        roots: Where each tree begins.
-        columns: Features of a row.
-        steps: From node to node that one row takes.
-        ways: By which it predicts: for few rows, and, if it has another, for many.
+    `nodes`: of all trees, one after the other; `roots`: where each tree begins; `columns`: features of a row; `steps`:
+    from node to node that one row takes; `ways`: by which it predicts: for few rows, and, if it has another, for many.
     """
 
     def __init__(

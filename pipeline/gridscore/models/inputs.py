@@ -50,10 +50,8 @@ def read_categories(path: Path) -> dict[str, tuple[str, ...]]:
 def read_learnt(path: Path) -> dict[str, Learnt]:
     """What was learnt, by feature: from a matrix (Parquet), a model (XGBoost UBJ or JSON), or a JSON object of lists.
 
-    Raises:
-        UsageError: There is no such file, or it has no categories.
-        TableError: It is a Parquet file, but no matrix of ours.
-        ModelError: It is a damaged model, or one whose categories contradict each other.
+    Raises UsageError if there is no such file, or it has no categories; TableError if it is a Parquet file, but no
+    matrix of ours; ModelError if it is a damaged model, or one whose categories contradict each other.
     """
     if path.suffix == ".parquet":
         return OfflineMatrix.from_parquet(path).learnt

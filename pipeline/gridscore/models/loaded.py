@@ -32,8 +32,7 @@ _PROBE_CELLS = 1 << 21
 class LoadedModel:
     """A version in memory. Get one from `load`.
 
-    Attributes:
-        is_compiled: Whether our own compiled loop predicts, which gives XGBoost's bits in less time.
+    `is_compiled`: whether our own compiled loop predicts, which gives XGBoost's bits in less time.
     """
 
     def __init__(self, version: ModelVersion, booster: Any, description: Description) -> None:
@@ -49,8 +48,7 @@ class LoadedModel:
     def load(cls, version: ModelVersion, payload: bytes) -> LoadedModel:
         """Check the bytes, load them and warm the model up. Takes a while: not for the event loop.
 
-        Raises:
-            ModelError: The bytes are not those of this version, not a model, or would not score as XGBoost does.
+        Raises ModelError if the bytes are not those of this version, not a model, or would not score as XGBoost does.
         """
         if len(payload) != version.size or hashlib.sha256(payload).hexdigest() != version.sha256:
             raise ModelError(
@@ -67,8 +65,7 @@ class LoadedModel:
     ) -> LoadedModel:
         """Load bytes that were hashed, read and described already, and warm the model up.
 
-        Raises:
-            ModelError: They are not of this version, or would not score as XGBoost does.
+        Raises ModelError if they are not of this version, or would not score as XGBoost does.
         """
         names = signature(description, version.categories, source).features
         if names != version.features or description.feature_types != version.feature_types:
@@ -90,20 +87,15 @@ class LoadedModel:
     def predict(self, matrix: np.ndarray, margins: np.ndarray | None = None) -> np.ndarray:
         """Scores of a C-contiguous float32 matrix, bit for bit those of `Booster.predict`.
 
-        Args:
-            matrix: Shape (n, features).
-            margins: float32 of shape (n,): what each score begins with, instead of the model's base score.
-
-        Returns:
-            float32 of shape (n,), or (n, k) for a model with k outputs.
+        `matrix`: shape (n, features); `margins`: float32 of shape (n,): what each score begins with, instead of the
+        model's base score. Returns: float32 of shape (n,), or (n, k) for a model with k outputs.
         """
         return self._predict(matrix, margins)
 
     def contributions(self, matrix: np.ndarray, margins: np.ndarray | None = None) -> np.ndarray:
         """What each feature adds to the margin, by XGBoost's TreeSHAP: hundreds of times as slow as a prediction.
 
-        Returns:
-            float32 of shape (n, k, features + 1) for a model with k outputs; the last of a row is the base value.
+        Returns: float32 of shape (n, k, features + 1) for a model with k outputs; the last of a row is the base value.
         """
         data = self._matrix(matrix, margins)
         found: np.ndarray = self._booster.predict(data, pred_contribs=True, strict_shape=True, validate_features=False)

@@ -43,12 +43,8 @@ class Interval(NamedTuple):
 def measure(name: Name, labels: NDArray[np.float64], scores: NDArray[np.float32]) -> Measure:
     """A metric of scores.
 
-    Args:
-        labels: A number a row: 0 or 1, the number of the class, or what regression should give.
-        scores: Of shape (n,), or (n, classes).
-
-    Raises:
-        ModelError: The metric is not for such labels or scores.
+    `labels`: a number a row: 0 or 1, the number of the class, or what regression should give; `scores`: of shape (n,),
+    or (n, classes). Raises ModelError if the metric is not for such labels or scores.
     """
     if name == "auc":
         return _auc(labels, scores)

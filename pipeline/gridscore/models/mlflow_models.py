@@ -41,8 +41,7 @@ def downloaded(uri: str, folder: Path) -> Path:
 def saved_file(folder: Path, uri: str) -> Path:
     """The file of XGBoost in the folder of a model.
 
-    Raises:
-        ModelError: The folder is not that of a model of XGBoost.
+    Raises ModelError if the folder is not that of a model of XGBoost.
     """
     try:
         with (folder / _DESCRIPTION).open("rb") as file:

@@ -168,8 +168,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     def released(self, name: str, alias: str | None, version: int | None, release: Release | None) -> int:
         """The version that a job's reference means: that of its release, as long as the alias has not moved since.
 
-        Raises:
-            ModelError: There is no such version or alias.
+        Raises ModelError if there is no such version or alias.
         """
         if release is not None and version is None and self.last_move(alias or "champion") == release.after:
             return self.number(name, None, release.version)
@@ -178,8 +177,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     def previous(self, name: str, alias: str) -> int:
         """The version that an alias pointed at before.
 
-        Raises:
-            ModelError: It never pointed elsewhere, or only at versions that were deleted.
+        Raises ModelError if it never pointed elsewhere, or only at versions that were deleted.
         """
         now = self.number(name, alias, None)
         for move in reversed(self.history.get(alias, ())):
@@ -212,8 +210,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     def committed(self, name: str, upload: str, content: str) -> ModelRecord:
         """With an upload made the next version.
 
-        Raises:
-            ModelError: The upload was cleared away, or there are too many versions.
+        Raises ModelError if the upload was cleared away, or there are too many versions.
         """
         if upload not in self.uploads:
             raise _cleared_away(name)
@@ -229,8 +226,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     def promoted(self, name: str, version: int, alias: str, at: str) -> ModelRecord:
         """With an alias pointed at a version; no move if it is there already.
 
-        Raises:
-            ModelError: There is no such version, or there are too many aliases.
+        Raises ModelError if there is no such version, or there are too many aliases.
         """
         self.number(name, None, version)
         return self if self.aliases.get(alias) == version else self._moved(name, version, alias, at)
@@ -240,8 +236,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
 
         It is a move even to the version where the alias is: what was released before has come to its end with it.
 
-        Raises:
-            ModelError: The version was deleted, or there are too many aliases.
+        Raises ModelError if the version was deleted, or there are too many aliases.
         """
         if self.last_move(alias) != release.after:
             return self
@@ -290,12 +285,8 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     ) -> ModelRecord:
         """With a description or tags, those that are there already replaced.
 
-        Args:
-            version: 0 for the model itself.
-            description: None leaves it as it is.
-
-        Raises:
-            ModelError: There is no such version or tag, or this is too long or too much.
+        `version`: 0 for the model itself; `description`: None leaves it as it is. Raises ModelError if there is no such
+        version or tag, or this is too long or too much.
         """
         if version:
             self.number(name, None, version)

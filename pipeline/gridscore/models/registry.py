@@ -201,9 +201,8 @@ class Registry:
     async def check(self, model: Any, name: str, **options: Any) -> Candidate:
         """Read a model and make every check of a push that needs no cluster; takes what `Candidate.check` takes.
 
-        Raises:
-            ModelError: It is not a model that Gridscore can score with, or not for the features of the jobs.
-            UsageError: A name or a metric is not valid.
+        Raises ModelError if it is not a model that Gridscore can score with, or not for the features of the jobs;
+        UsageError if a name or a metric is not valid.
         """
         check_name(name)
         return await asyncio.to_thread(Candidate.check, model, name, **options)
@@ -276,12 +275,8 @@ class Registry:
     ) -> About:
         """Note a description and tags of a version, or of the model itself; returns all that is noted of it now.
 
-        Args:
-            version: Its number; None for the model itself.
-            description: Replaces the one before; None leaves it.
-
-        Raises:
-            ModelError: There is no such model, version or tag, or it is too much.
+        `version`: its number; None for the model itself; `description`: replaces the one before; None leaves it. Raises
+        ModelError if there is no such model, version or tag, or it is too much.
         """
         await self._existing(name)
         number, gone = version or 0, tuple(remove)
@@ -295,8 +290,7 @@ class Registry:
     async def log(self, name: str) -> tuple[Entry, ...]:
         """What was done with a model, oldest first; the last 200 entries are kept.
 
-        Raises:
-            ModelError: Nothing was ever done with a model of this name.
+        Raises ModelError if nothing was ever done with a model of this name.
         """
         record = await self._record(name)
         return record.log or (await self._existing(name)).log
@@ -308,8 +302,7 @@ class Registry:
     async def store_sample(self, name: str, sample: Sample, label: str) -> StoredSample:
         """Keep a labelled sample, by which gates judge the versions of a model; it replaces the one before.
 
-        Raises:
-            ModelError: It is too large.
+        Raises ModelError if it is too large.
         """
         check_name(name)
         payload = await asyncio.to_thread(sample.pack)
@@ -338,8 +331,7 @@ class Registry:
     async def sample(self, name: str) -> Sample | None:
         """The labelled sample of a model; None if it has none.
 
-        Raises:
-            ModelError: The grid holds something else in its place.
+        Raises ModelError if the grid holds something else in its place.
         """
         stored = (await self._record(name)).sample
         if stored is None:
@@ -351,8 +343,7 @@ class Registry:
     ) -> ModelVersion:
         """The version that an alias (`champion` by default) or a number means now.
 
-        Raises:
-            ModelError: There is no such model, alias or version.
+        Raises ModelError if there is no such model, alias or version.
         """
         record = await self._existing(name)
         return await self._whole_version(name, record.released(name, alias, version, release), record)
@@ -360,8 +351,7 @@ class Registry:
     async def chosen(self, ref: ModelRef, text: str | None, release: Release | None = None) -> ModelVersion:
         """The version that somebody has named, by its number or an alias; if nobody has, what a job scores with.
 
-        Raises:
-            ModelError: There is no such version.
+        Raises ModelError if there is no such version.
         """
         if text is None:
             return await self.resolve(ref.name, alias=ref.alias, version=ref.version, release=release)
@@ -379,8 +369,7 @@ class Registry:
     async def complete(self, name: str, alias: str, release: Release, *, why: str = "") -> bool:
         """Let the alias follow a release, if it has not moved since; whether it has followed, now or before.
 
-        Raises:
-            ModelError: The version was deleted.
+        Raises ModelError if the version was deleted.
         """
 
         def follow(current: ModelRecord) -> ModelRecord:
@@ -393,8 +382,7 @@ class Registry:
     async def fetch(self, name: str, version: int) -> bytes:
         """The bytes of a version, as they were pushed.
 
-        Raises:
-            ModelError: There is no such version, or its bytes are not what was pushed.
+        Raises ModelError if there is no such version, or its bytes are not what was pushed.
         """
         record = await self._existing(name)
         number = record.number(name, None, version)
@@ -404,8 +392,7 @@ class Registry:
     async def get(self, name: str) -> Model:
         """A model with all its versions.
 
-        Raises:
-            ModelError: There is no such model, or the grid holds something else in its place.
+        Raises ModelError if there is no such model, or the grid holds something else in its place.
         """
         record = await self._existing(name)
         versions = [await self._version(name, number, record) for number in sorted(record.versions, reverse=True)]
@@ -434,8 +421,7 @@ class Registry:
     async def delete(self, name: str, version: int) -> None:
         """Remove a version and its bytes. Its number is not given again.
 
-        Raises:
-            ModelError: There is no such version, or an alias points at it.
+        Raises ModelError if there is no such version, or an alias points at it.
         """
         upload = (await self._existing(name)).versions.get(version)
         await self._change(
@@ -511,8 +497,7 @@ class Registry:
     ) -> ModelRecord:
         """With an alias pointed at a version, and that in the log.
 
-        Raises:
-            ModelError: There is no such version, or the alias has moved since the gates were asked.
+        Raises ModelError if there is no such version, or the alias has moved since the gates were asked.
         """
         before = current.aliases.get(alias, 0)
         if approval is not None and before != version and current.last_move(alias) != approval.after:

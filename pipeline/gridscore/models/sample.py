@@ -71,8 +71,7 @@ class Sample:
     def from_parquet(cls, path: Path, label: str | None = None) -> Sample:
         """From a matrix of `gridscore features`, with a column that it kept as the label.
 
-        Raises:
-            TableError: It cannot be read, is not such a matrix, is too large, or has no such column of numbers.
+        Raises TableError if it cannot be read, is not such a matrix, is too large, or has no such column of numbers.
         """
         matrix = OfflineMatrix.from_parquet(path)
         if not 0 < len(matrix) <= MAX_ROWS:
@@ -97,9 +96,8 @@ class Sample:
     def inputs(self, version: ModelVersion) -> Inputs:
         """The matrix of a version: its features in its order, categories by its codes.
 
-        Raises:
-            ModelError: The sample lacks one of its features, or has it by another encoding, or has margins and the
-                version was trained without, or the other way round.
+        Raises ModelError if the sample lacks one of its features, or has it by another encoding, or has margins and the
+        version was trained without, or the other way round.
         """
         if version.margin is not None and bool(version.margin) != (self.margins is not None):
             trained, has = ("a margin", "none") if version.margin else ("no margin", "margins")

@@ -32,12 +32,8 @@ def statement(version: ModelVersion) -> bytes:
 def sign(version: ModelVersion, key_file: Path, password: str | None) -> str:
     """The signature of a version, base64.
 
-    Args:
-        key_file: An Ed25519 private key, PEM.
-        password: Of the file, if it has one.
-
-    Raises:
-        UsageError: The file is not such a key, or the extra `signing` is not installed.
+    `key_file`: an Ed25519 private key, PEM; `password`: of the file, if it has one. Raises UsageError if the file is
+    not such a key, or the extra `signing` is not installed.
     """
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
@@ -60,12 +56,8 @@ def sign(version: ModelVersion, key_file: Path, password: str | None) -> str:
 def check_signature(version: ModelVersion, trusted: Sequence[Path]) -> None:
     """Refuse a version that none of the owners of these keys has signed.
 
-    Args:
-        trusted: Ed25519 public keys, PEM.
-
-    Raises:
-        ModelError: Nobody, or somebody else, has signed it.
-        UsageError: A file is not such a key, or the extra `signing` is not installed.
+    `trusted`: Ed25519 public keys, PEM. Raises ModelError if nobody, or somebody else, has signed it; UsageError if a
+    file is not such a key, or the extra `signing` is not installed.
     """
     try:
         from cryptography.exceptions import InvalidSignature

@@ -121,8 +121,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     def from_json(cls, value: Any, name: str, version: int) -> ModelVersion:
         """The version that a record of the grid describes.
 
-        Raises:
-            ModelError: The record does not hold what it should.
+        Raises ModelError if the record does not hold what it should.
         """
         try:
             return msgspec.convert({**value, "name": name, "version": version}, cls)
@@ -164,12 +163,8 @@ def check_name(name: str, what: str = "model name") -> str:
 def signature(description: Description, categories: Mapping[str, Sequence[str]] | None, source: str) -> Signature:
     """What a model's columns mean: from the file, its `gridscore` attribute, or what was given.
 
-    Args:
-        categories: What the user gives; it wins.
-        source: What to call the file in messages.
-
-    Raises:
-        ModelError: It has no feature names, or these sources contradict each other or the trees.
+    `categories`: what the user gives; it wins; `source`: what to call the file in messages. Raises ModelError if it has
+    no feature names, or these sources contradict each other or the trees.
     """
     names, recorded, definitions = description.features, description.categories, None
     if (text := description.attributes.get(ATTRIBUTE)) is not None:

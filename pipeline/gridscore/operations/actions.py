@@ -70,8 +70,7 @@ class ActionLog:
     async def noted(self, by: str, verb: str, target: str, detail: str = "", why: str = "") -> AsyncIterator[None]:
         """Note an action, and then how what is done meanwhile has ended.
 
-        Raises:
-            GridError: It could not be noted: then nothing is done.
+        Raises GridError if it could not be noted: then nothing is done.
         """
         action = Action(secrets.token_hex(8), moment_text(), by, verb, target[:200], detail[:200], why[:MAX_WHY])
         await self._records.update(_KEY, lambda value: _with(value, action))

@@ -205,8 +205,7 @@ def _times(frame: pd.DataFrame, job: Job, name: str) -> NDArray[np.float64]:
 def _numbers(frame: pd.DataFrame, column: str, source: str, first: int) -> NDArray[np.float64]:
     """The numbers of a column, true and false among them; NaN for what is missing.
 
-    Raises:
-        TableError: A cell has something else.
+    Raises TableError if a cell has something else.
     """
     series = take_columns(frame, [column], source)[column]
     if series.dtype == object or not pd.api.types.is_numeric_dtype(series.dtype):
@@ -237,11 +236,8 @@ def judged(
 ) -> dict[str, Any]:
     """Metrics, decisions, calibration, and metrics over time.
 
-    Args:
-        scores: NaN where there is none.
-        decisions: Places in the names; -1 where there is none.
-        names: Of the decisions.
-        rows: `time` in seconds since 1970, `label` and `value` of each; NaN where there is none.
+    `scores`: NaN where there is none; `decisions`: places in the names; -1 where there is none; `names`: of the
+    decisions; `rows`: `time` in seconds since 1970, `label` and `value` of each; NaN where there is none.
     """
     labels, values = rows["label"], rows["value"]
     one = scores if scores.ndim == 1 else np.full(len(scores), math.nan, np.float32)

@@ -29,11 +29,8 @@ def page_of(
 ) -> str:
     """The page.
 
-    Args:
-        about: A line below it.
-        versions: What `judged` says of each.
-        drawn_as: What to call them in plots; those without a name are not drawn.
-        tables: Title, columns and rows of each table that a terminal shows, too.
+    `about`: a line below it; `versions`: what `judged` says of each; `drawn_as`: what to call them in plots; those
+    without a name are not drawn; `tables`: title, columns and rows of each table that a terminal shows, too.
     """
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}</style>",

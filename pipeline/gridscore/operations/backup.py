@@ -114,13 +114,8 @@ class _Mark:
 class Backup:
     """Makes restore points of a cluster.
 
-    Args:
-        folder: Where to; open for writing.
-        every: Seconds from one look to the next, for `status`.
-        without: Maps of lookups, windows and dead letters that are left out.
-
-    Raises:
-        UsageError: Another map is to be left out.
+    `folder`: where to; open for writing; `every`: seconds from one look to the next, for `status`; `without`: maps of
+    lookups, windows and dead letters that are left out. Raises UsageError if another map is to be left out.
     """
 
     def __init__(self, grid: Grid, folder: Folder, *, every: float = 0.0, without: Collection[str] = ()) -> None:
@@ -144,9 +139,8 @@ class Backup:
     async def open(self) -> None:
         """Go on after the newest point.
 
-        Raises:
-            UsageError: Its points are of another cluster, which this one was not restored from.
-            BackupError: It is damaged.
+        Raises UsageError if its points are of another cluster, which this one was not restored from; BackupError if it
+        is damaged.
         """
         if not self._folder.numbers():
             return
@@ -166,8 +160,7 @@ class Backup:
     async def run(self) -> None:
         """Make points until cancelled, whatever the cluster and the disk do.
 
-        Raises:
-            ClusterReplacedError: Another cluster is there instead, without what the points have.
+        Raises ClusterReplacedError if another cluster is there instead, without what the points have.
         """
         await self._grid.while_same(self._run())
 

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 async def drift(grid: Grid, name: str) -> dict[str, Any]:
     """What is known of a job's drift, as plain JSON has it.
 
-    Raises:
-        JobError: There is no such job, or it does not watch for drift.
+    Raises JobError if there is no such job, or it does not watch for drift.
     """
     job = (await Jobs(grid).get(name)).job
     if job.drift is None:

@@ -83,8 +83,7 @@ class Flow:
 class FlowObserver:
     """Looks at a cluster repeatedly.
 
-    Args:
-        job: The only job to look at, with the sources of its events and the sinks of its results; default: all.
+    `job`: the only job to look at, with the sources of its events and the sinks of its results; default: all.
     """
 
     def __init__(self, grid: Grid, job: str | None = None) -> None:

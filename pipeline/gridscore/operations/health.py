@@ -300,8 +300,7 @@ def fills(
 ) -> Finding | None:
     """A journal of which unread entries, called `what`, are overwritten soon, or fill a large part.
 
-    Args:
-        say: Makes the finding about the part, which is filled into `text`.
+    `say`: makes the finding about the part, which is filled into `text`.
     """
     full = fullest(looks[-1].status.positions)
     return runs_out(looks, what, advice) or (say(text.format(f"{full:.0%}"), advice) if full >= NEARLY_FULL else None)
@@ -339,8 +338,7 @@ def runs_out(looks: Sequence[Look[_Reader]], what: str, advice: str) -> Finding 
 def seconds_left(looks: Sequence[tuple[float, Mapping[int, Position]]]) -> dict[int, float]:
     """Seconds until unread entries are overwritten, of the partitions of which a fair part is full and more come.
 
-    Args:
-        looks: At the same group: when each was taken, and what it found, by partition.
+    `looks`: at the same group: when each was taken, and what it found, by partition.
     """
     if looks[-1][0] - looks[0][0] < TREND_SECONDS:
         return {}

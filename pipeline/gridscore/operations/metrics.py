@@ -257,12 +257,7 @@ class Metrics:
 async def exposed(grid: Grid, host: str, port: int, **what: Any) -> AsyncIterator[str]:
     """Serve metrics while this is entered; gives the address.
 
-    Args:
-        port: 0 for any that is free.
-        what: As for `Metrics`.
-
-    Raises:
-        UsageError: The address cannot be listened on.
+    `port`: 0 for any that is free; `what`: as for `Metrics`. Raises UsageError if the address cannot be listened on.
     """
     metrics = Metrics(grid, **what)
 

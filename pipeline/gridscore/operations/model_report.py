@@ -94,8 +94,7 @@ class _Outcomes:
 def label_of(text: bytes, labels: Labels) -> float:
     """The number that an entry of a map of labels stands for; NaN if it has none yet.
 
-    Raises:
-        ValueError: It is not a number, and `positive` does not say what counts as 1.
+    Raises ValueError if it is not a number, and `positive` does not say what counts as 1.
     """
     try:
         value = msgspec.json.decode(text)

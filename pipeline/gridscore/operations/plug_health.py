@@ -42,8 +42,7 @@ _FILLS = "what waits fills {} of a partition's journal: the oldest results are o
 def examine_source(looks: Sequence[SourceStatus]) -> list[Finding]:
     """What is to be said of a source, problems first.
 
-    Args:
-        looks: At the same source, the latest last. A state counts if all looks show it.
+    `looks`: at the same source, the latest last. A state counts if all looks show it.
     """
     now, found = looks[-1], []
     states = {look.state for look in looks}

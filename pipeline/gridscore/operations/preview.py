@@ -137,8 +137,7 @@ async def of_file(
 ) -> AsyncGenerator[Passed, None]:
     """The events that the rows of a file are, in their order; all of them count in windows.
 
-    Raises:
-        TableError: It cannot be read, or lacks a field of the job's events.
+    Raises TableError if it cannot be read, or lacks a field of the job's events.
     """
     preview = Preview(job, model, given, HistoryStates(job) if job.used_windows else None)
     cursor, row = Cursor(-1, 0), 0

@@ -65,8 +65,7 @@ async def remove(
 
     After a `HazelcastError`, more may have been removed than was yielded.
 
-    Args:
-        with_events: Remove their events as well, where the event map still has the same bytes.
+    `with_events`: remove their events as well, where the event map still has the same bytes.
     """
     done = Removed(left=set(choice.ids))
     pages = _of_ids(grid, name, choice.ids) if choice.ids else walk_entries(grid, name)

@@ -56,8 +56,7 @@ class Step(NamedTuple):
 class Restore:
     """The restore of one point.
 
-    Raises:
-        BackupError: Something of it is missing, damaged, or not of this version of Gridscore.
+    Raises BackupError if something of it is missing, damaged, or not of this version of Gridscore.
     """
 
     def __init__(self, grid: Grid, folder: Folder, point: Point) -> None:

@@ -96,8 +96,7 @@ class Folder:
     def write(cls, path: Path) -> Self:
         """A folder to write to, which is made if it is not there. What a crash has left in it is removed.
 
-        Raises:
-            UsageError: Something else is there, or another process writes to it.
+        Raises UsageError if something else is there, or another process writes to it.
         """
         path.mkdir(0o700, parents=True, exist_ok=True)
         others = sorted({each.name for each in path.iterdir()} - {"lock", ".backup.json.new"})
@@ -208,10 +207,8 @@ class Folder:
     def add(self, parts: Iterable[Part], changed: Mapping[bytes, bytes | None], live: int) -> tuple[Part, ...]:
         """The files of a map after some changes; only what has changed is written, and what small files had before.
 
-        Args:
-            parts: As they are.
-            changed: Texts by key; None where the entry is gone.
-            live: Entries that the map has now.
+        `parts`: as they are; `changed`: texts by key; None where the entry is gone; `live`: entries that the map has
+        now.
         """
         kept, new = list(parts), dict(changed)
         # Each is more than what follows, so there are few, and an entry is written again only when as much is new.

@@ -47,9 +47,7 @@ class Rollout(msgspec.Struct, frozen=True):
 async def rollout(grid: Grid, name: str) -> Rollout:
     """Look which worker of a job has which version.
 
-    Raises:
-        JobError: There is no such job.
-        ModelError: Its model has no such version or alias.
+    Raises JobError if there is no such job; ModelError if its model has no such version or alias.
     """
     record = await Jobs(grid).get(name)
     ref = record.job.model

@@ -149,9 +149,7 @@ async def sink_statuses(grid: Grid, heartbeats: Heartbeats | None = None) -> lis
 async def forget(grid: Grid, name: str) -> None:
     """Forget a sink: a new one of that name starts over. Its dead letters stay.
 
-    Raises:
-        JobError: There is no such sink, or it is running.
-        ConflictError: Its processes keep changing its leases.
+    Raises JobError if there is no such sink, or it is running; ConflictError if its processes keep changing its leases.
     """
     if await find_sink(grid, name) is None:
         raise JobError(f"There is no sink `{name}`.", "`gridscore sink list` lists them.")

@@ -410,8 +410,7 @@ async def positions(
 ) -> tuple[tuple[Position, ...] | None, str]:
     """The position of each partition of a group, given its leases; or None, and why its journal cannot be read.
 
-    Args:
-        asked: Only of these partitions, in this order.
+    `asked`: only of these partitions, in this order.
     """
     journal = Journal(grid, subscription.map)
     asked = range(grid.partition_count) if asked is None else asked

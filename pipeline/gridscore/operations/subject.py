@@ -40,9 +40,7 @@ class Subject(NamedTuple):
     async def live(self) -> tuple[JobRecord, Grid]:
         """The record of a submitted job that gets events, and its cluster.
 
-        Raises:
-            UsageError: The job is not submitted.
-            MapNotFoundError: There is no event map.
+        Raises UsageError if the job is not submitted; MapNotFoundError if there is no event map.
         """
         if self.record is None or self.grid is None:
             raise UsageError("Only a submitted job has events and results.", "Name one; `preview` takes files, too.")

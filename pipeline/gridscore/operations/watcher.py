@@ -24,13 +24,8 @@ _WINDOW_SECONDS = 6.0  # how far back findings look
 class Watcher:
     """Looks at a cluster; a look that fails leaves the figures of the last one.
 
-    Args:
-        job: The only job to look at, with its sources and sinks; default: all.
-
-    Attributes:
-        flow: The last look that succeeded; None before the first.
-        seen_at: The time of day of it.
-        history: The last looks.
+    `job`: the only job to look at, with its sources and sinks; default: all. `flow`: the last look that succeeded; None
+    before the first; `seen_at`: the time of day of it; `history`: the last looks.
     """
 
     def __init__(self, grid: Grid, job: str | None = None) -> None:
@@ -46,9 +41,7 @@ class Watcher:
     async def first_look(self) -> None:
         """Look once; unlike later ones, it may fail.
 
-        Raises:
-            JobError: There is no such job.
-            GridscoreError: The cluster does not answer.
+        Raises JobError if there is no such job; GridscoreError if the cluster does not answer.
         """
         await self.look(ANSWER_SECONDS * 2)
         if self.flow is None and self._failure:
@@ -59,8 +52,7 @@ class Watcher:
     async def look(self, seconds: float, ended: asyncio.Event | None = None) -> None:
         """Look, or wait for a look that is under way, so long at most, and not once it has ended.
 
-        Raises:
-            JobError: There is no such job, at the first look.
+        Raises JobError if there is no such job, at the first look.
         """
         now = time.monotonic()
         if now - self._called_at > 2 * ANSWER_SECONDS:

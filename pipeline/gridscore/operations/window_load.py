@@ -140,8 +140,7 @@ async def _leases(grid: Grid, record: JobRecord) -> list[LeaseRecord]:
 async def _require_still(grid: Grid, record: JobRecord, leases: Sequence[LeaseRecord]) -> None:
     """Refuse a job for which workers write states; wait until those that were killed or paused cannot, any more.
 
-    Raises:
-        JobError: It is one.
+    Raises JobError if it is one.
     """
     name = record.name
     has_begun = any(lease.has_begun(record.begin, record.restarts) for lease in leases[: grid.partition_count])

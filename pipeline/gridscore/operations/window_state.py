@@ -33,8 +33,7 @@ class EntityState:
 async def state_of(grid: Grid, record: JobRecord, entity: str) -> EntityState:
     """The state of an entity of a job.
 
-    Raises:
-        JobError: The job has no windows, or the entity no state, or one that cannot be used.
+    Raises JobError if the job has no windows, or the entity no state, or one that cannot be used.
     """
     job = record.job
     if not job.used_windows:

@@ -43,11 +43,8 @@ class Remnant(NamedTuple):
 async def remnants(grid: Grid, name: str, what: Collection[str] = ()) -> list[Remnant]:
     """What would be removed, in order; the job itself comes last.
 
-    Args:
-        what: What to remove besides the job: `RESULTS`, `EVENTS`, `MODEL`, `DEAD_LETTERS`.
-
-    Raises:
-        JobError: There is no such job, it has not ended, or others use what would be removed.
+    `what`: what to remove besides the job: `RESULTS`, `EVENTS`, `MODEL`, `DEAD_LETTERS`. Raises JobError if there is no
+    such job, it has not ended, or others use what would be removed.
     """
     flow = await FlowObserver(grid, name).look()
     (status,) = flow.overview.jobs
@@ -80,9 +77,7 @@ async def remnants(grid: Grid, name: str, what: Collection[str] = ()) -> list[Re
 async def wipe(grid: Grid, found: Collection[Remnant]) -> None:
     """Remove what `remnants` has found. If it is interrupted, the same call again removes the rest.
 
-    Raises:
-        JobError: The job was submitted again meanwhile.
-        ConflictError: Its offsets could not be reset.
+    Raises JobError if the job was submitted again meanwhile; ConflictError if its offsets could not be reset.
     """
     for what, name, _ in found:
         if what == MODEL:

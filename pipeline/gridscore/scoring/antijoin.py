@@ -48,8 +48,7 @@ async def keys_without_result(grid: Grid, events: str, results: str) -> AsyncGen
 
     Both maps change while they are read, so check each again. Close the iterator (`aclosing`) if you leave it early.
 
-    Raises:
-        NotBySqlError: SQL cannot do it here.
+    Raises NotBySqlError if SQL cannot do it here.
     """
     kind = await _kind_of_keys(grid, events)
     if kind is None:

@@ -129,9 +129,8 @@ async def watch_drift(
 ) -> None:
     """Add what a worker has counted to the job's record, and tell of alerts; returns at once if the job asks for none.
 
-    Args:
-        watched: Gives the sketch of the version that scores now, and its number.
-        stats: Where to say that drift cannot be told.
+    `watched`: gives the sketch of the version that scores now, and its number; `stats`: where to say that drift cannot
+    be told.
     """
     if (spec := job.drift) is None:
         return

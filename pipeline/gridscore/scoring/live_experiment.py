@@ -52,9 +52,8 @@ _RETRY_SECONDS = 10.0
 class LiveExperiment:
     """Keeps the trial of `model.active` as the job's experiment says.
 
-    Args:
-        stats: Where to say which experiment it takes part in.
-        members: Who else scores; None for a server, whose requests are not counted.
+    `stats`: where to say which experiment it takes part in; `members`: who else scores; None for a server, whose
+    requests are not counted.
     """
 
     def __init__(

@@ -46,9 +46,7 @@ _RETRY_SECONDS = 10.0
 class LiveModel:
     """Keeps `active` at the version that the job's model reference means.
 
-    Args:
-        stats: Where to say what went wrong.
-        models: Those that the jobs of the process share; default: its own.
+    `stats`: where to say what went wrong; `models`: those that the jobs of the process share; default: its own.
     """
 
     def __init__(
@@ -233,8 +231,7 @@ class LoadedModels:
     async def of(self, version: ModelVersion) -> LoadedModel:
         """The model of a version: the first call fetches, checks and proves it, while the others wait.
 
-        Raises:
-            ModelError: It cannot be used. The next call fetches it again.
+        Raises ModelError if it cannot be used. The next call fetches it again.
         """
         key = msgspec.json.encode(version)  # all that it is loaded with, the hash of its bytes included
         if (model := self._models.get(key)) is not None:

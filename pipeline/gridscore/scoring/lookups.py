@@ -70,10 +70,7 @@ class Lookups:
 class JobLookups:
     """The lookups of one job: copies that it shares, and what is fetched for each batch.
 
-    Attributes:
-        copies: Those of mode `copy`, by name.
-        tables: All, by name.
-        fetchers: Of those of mode `fetch`, by name.
+    `copies`: those of mode `copy`, by name; `tables`: all, by name; `fetchers`: of those of mode `fetch`, by name.
     """
 
     def __init__(self, grid: Grid, job: Job, shared: Lookups) -> None:
@@ -89,9 +86,7 @@ class JobLookups:
     async def start(self) -> None:
         """Return when all copies are loaded and followed; after an error, a second call goes on.
 
-        Raises:
-            MapNotFoundError: A map does not exist.
-            LookupTooLargeError: One has too many entries.
+        Raises MapNotFoundError if a map does not exist; LookupTooLargeError if one has too many entries.
         """
         for copy in list(self.copies.values())[len(self._started) :]:
             self._started.append(copy)

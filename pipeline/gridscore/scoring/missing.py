@@ -109,8 +109,7 @@ class MissingResults:
     async def rescan(self, partition: int) -> None:
         """Return when no event of a partition lacks a result.
 
-        Raises:
-            NotNowError: The partition is no longer ours, or scoring what was found takes too long.
+        Raises NotNowError if the partition is no longer ours, or scoring what was found takes too long.
         """
         # An event that was rejected since the letters were read is tried once more, no harm done.
         if self._grid.clock() - self._letters_at > _LETTERS_SECONDS:

@@ -79,8 +79,7 @@ async def additions(grid: Grid, job: Job) -> list[Addition]:
 
     Nothing, if the members do not tell their configuration (`management-center.trusted-interfaces`).
 
-    Raises:
-        JournalMissingError: The event map exists already, without a journal.
+    Raises JournalMissingError if the event map exists already, without a journal.
     """
     config = await first_config(grid)
     if config is None:
@@ -126,9 +125,7 @@ async def additions(grid: Grid, job: Job) -> list[Addition]:
 async def prepare(grid: Grid, job: Job) -> list[Addition]:
     """Add what the maps of a job lack to all members, and return it. A second call adds nothing.
 
-    Raises:
-        JournalMissingError: The event map exists already, without a journal.
-        GridError: The members refuse it.
+    Raises JournalMissingError if the event map exists already, without a journal; GridError if the members refuse it.
     """
     found = await additions(grid, job)
     for addition in found:

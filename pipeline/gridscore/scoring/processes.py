@@ -147,8 +147,7 @@ class WorkerProcesses:
         That is 0 if all stopped in order, 130 if they were told to stop at once, and otherwise what a child ended with:
         the first one, if it was never connected.
 
-        Raises:
-            WorkersFailedError: They end soon after their start; their own error has been shown.
+        Raises WorkersFailedError if they end soon after their start; their own error has been shown.
         """
         self._tasks = {asyncio.create_task(self._keep(child)) for child in self._children}
         try:

@@ -46,11 +46,8 @@ class RecentEvents:
 async def latest(grid: Grid, job: Job, count: int, version: ModelVersion) -> RecentEvents:
     """The latest events of a job that it can score, about as many of each partition.
 
-    Args:
-        version: Of the model that scores them now.
-
-    Raises:
-        GridscoreError: There are none, or the job has windows, of which the journal does not tell the state.
+    `version`: of the model that scores them now. Raises GridscoreError if there are none, or the job has windows, of
+    which the journal does not tell the state.
     """
     if job.used_windows:
         raise GridscoreError(f"the job `{job.name}` has windows, and single events do not tell their state")

@@ -55,9 +55,8 @@ class Given(NamedTuple):
 async def lookups_of(grid: Grid, job: Job) -> AsyncIterator[Given]:
     """The lookups of a job as a worker has them: copies that are kept current meanwhile.
 
-    Raises:
-        MapNotFoundError: A lookup map is not there.
-        LookupTooLargeError: One has more entries than may be copied.
+    Raises MapNotFoundError if a lookup map is not there; LookupTooLargeError if one has more entries than may be
+    copied.
     """
     lookups = JobLookups(grid, job, Lookups(grid))
     try:
@@ -89,13 +88,8 @@ class _WatchedPlan(FeaturePlan):
 class Rehearsal:
     """Scores events of a job as a worker would.
 
-    Args:
-        states: Of its windows, if it has any.
-
-    Attributes:
-        plan: Computes the features; its `seen` has the events that the last call has scored, their features, and their
-            margins.
-        stats: What a worker would count.
+    `states`: of its windows, if it has any. `plan`: computes the features; its `seen` has the events that the last call
+    has scored, their features, and their margins; `stats`: what a worker would count.
     """
 
     def __init__(

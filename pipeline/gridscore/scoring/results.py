@@ -120,8 +120,7 @@ class ResultEncoder:
     def named(self, scores: NDArray[np.float32], decisions: NDArray[np.intp] | None = None) -> dict[str, _Named]:
         """The label and the decision, if results have any: texts, and which of them each event gets.
 
-        Raises:
-            ValueError: There are thresholds, but not one score an event; or conditions, but no decisions.
+        Raises ValueError if there are thresholds, but not one score an event; or conditions, but no decisions.
         """
         steps = decisions if self._has_conditions else None
         if self._has_conditions and steps is None:

@@ -78,13 +78,8 @@ _origin = msgspec.json.Decoder(ResultOrigin).decode
 class Retention:
     """Removes what is scored and old from the partitions that a worker holds.
 
-    Args:
-        held: Partitions that this worker may write for now.
-        acknowledged: See `Group.acknowledged_to`.
-        until: See `Leases.until`.
-
-    Attributes:
-        removed: Events removed since it began.
+    `held`: partitions that this worker may write for now; `acknowledged`: see `Group.acknowledged_to`; `until`: see
+    `Leases.until`. `removed`: events removed since it began.
     """
 
     def __init__(

@@ -182,9 +182,8 @@ class JobRunner:
     async def run(self) -> None:
         """Score until cancelled; then finish the writes under way, commit, and give the leases back.
 
-        Raises:
-            GridscoreError: The job cannot go on: no journal, a lookup map that is missing or too large, no model, or
-                lost events and `on_loss: halt`.
+        Raises GridscoreError if the job cannot go on: no journal, a lookup map that is missing or too large, no model,
+        or lost events and `on_loss: halt`.
         """
         try:
             await self._prepare()
@@ -372,8 +371,7 @@ class JobRunner:
     async def _bury(self, rejected: list[Rejected], cursor: Cursor) -> int:
         """Write the dead letters of a partition's events while its lease holds; returns how many have no room.
 
-        Raises:
-            HazelcastError: At least one was not confirmed.
+        Raises HazelcastError: at least one was not confirmed.
         """
         until, letters, new, unkept = cursor.until, self._letters, 0, len(rejected)
         if letters.may_put(len(rejected)):

@@ -85,9 +85,8 @@ class Scorer:
     async def score(self, arrivals: Sequence[Arrival], active: ActiveModel) -> ScoredBatch:
         """Score pages.
 
-        Raises:
-            HazelcastError: A lookup of mode `fetch` failed, or a read of windows' states; nothing was counted.
-            ModelError: The model cannot predict at all.
+        Raises HazelcastError if a lookup of mode `fetch` failed, or a read of windows' states; nothing was counted;
+        ModelError if the model cannot predict at all.
         """
         clock = time.thread_time_ns
         stage_ns = self._stats.stage_ns

@@ -73,8 +73,7 @@ def _is_later(result: ResultOrigin, dead: DeadLetter) -> bool:
 class Superseded:
     """Removes the superseded dead letters of a job, in the worker that holds its first partition.
 
-    Args:
-        held: Partitions that this worker may write for now.
+    `held`: partitions that this worker may write for now.
     """
 
     def __init__(self, grid: Grid, job: Job, held: Callable[[], Collection[int]]) -> None:

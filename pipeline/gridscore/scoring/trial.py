@@ -214,8 +214,7 @@ def _finite(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
 def key_of(job: Job, key: str, tables: Mapping[str, LookupTable]) -> Callable[[EventColumns], list[Any]]:
     """What gives the entities of events by an expression; an event for which it fails has none.
 
-    Raises:
-        ExpressionError: It is not a key.
+    Raises ExpressionError if it is not a key.
     """
     program = Program(job, tables, None)
     slot = program.key(Window.model_validate(key))

@@ -182,8 +182,7 @@ def read_request(text: bytes, parts: Parts, partition: int, partition_count: int
 
     Of another revision of the job, it may lack columns: these events are in no part that needs them.
 
-    Raises:
-        ValueError: It is not one, or does not belong there.
+    Raises ValueError if it is not one, or does not belong there.
     """
     found = _request(text)
     if found.window not in parts.tags:

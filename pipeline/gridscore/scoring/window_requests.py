@@ -117,8 +117,7 @@ def portions(arrivals: Sequence[Arrival]) -> Iterable[list[Arrival]]:
 class WindowRequests:
     """Asks the windows of one job for what its events find there.
 
-    Args:
-        group: Its group, which holds the partitions of its events.
+    `group`: its group, which holds the partitions of its events.
     """
 
     def __init__(self, grid: Grid, job: Job, group: Group, states: WindowStates) -> None:
@@ -168,11 +167,8 @@ class WindowRequests:
     ) -> EventColumns:
         """The events with what each found in its windows; nothing, where its partition is lost meanwhile.
 
-        Args:
-            spans: Who has read them: cursors, each with the number of its events.
-
-        Raises:
-            HazelcastError: A member did not answer; nothing is lost.
+        `spans`: who has read them: cursors, each with the number of its events. Raises HazelcastError if a member did
+        not answer; nothing is lost.
         """
         windows = self.windows
         found = [np.full((len(layout.calls), len(events)), math.nan) for layout in windows.layouts]

@@ -98,9 +98,8 @@ _Message = dict[int, tuple[list[bytes], list[bytes]]]
 class WindowStage:
     """Adds events to the windows of one job, and answers, in one worker.
 
-    Args:
-        stats: Of the job, for the time that it takes, and late events.
-        seconds: How long partitions of a killed worker wait for a new owner.
+    `stats`: of the job, for the time that it takes, and late events; `seconds`: how long partitions of a killed worker
+    wait for a new owner.
     """
 
     def __init__(self, grid: Grid, record: JobRecord, members: Members, stats: JobStats, *, seconds: float) -> None:
@@ -125,8 +124,7 @@ class WindowStage:
     async def prepare(self) -> None:
         """Make the maps known to the cluster, and fail if requests have no journal.
 
-        Raises:
-            JournalMissingError: They have none.
+        Raises JournalMissingError if they have none.
         """
         await self._grid.map(self._requests)
         await self.group.bounds(0)
@@ -169,8 +167,7 @@ class WindowStage:
     async def _add(self, arrivals: Sequence[Arrival]) -> tuple[list[_Part], dict[int, _Message]]:
         """Add the events of requests to their windows; returns what is to be written.
 
-        Raises:
-            HazelcastError: A read failed; nothing is changed.
+        Raises HazelcastError if a read failed; nothing is changed.
         """
         parts: dict[int, _Part] = {}
         for partition, page, cursor, lost, at in arrivals:
@@ -370,9 +367,7 @@ class WindowStage:
     ) -> None:
         """Write the states of a part when the answers of its batch, and the states before it, are written.
 
-        Args:
-            answers: Its own.
-            answered: When all of the batch are written, or not.
+        `answers`: its own; `answered`: when all of the batch are written, or not.
         """
         group = self.group
         error: BaseException | None = None

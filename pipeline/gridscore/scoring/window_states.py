@@ -117,8 +117,7 @@ def was_written_before(value: bytes, at: float) -> bool:
 def for_another_grid(key: bytes, text: bytes) -> bytes | None:
     """A state for a grid whose journals begin anew; None for what says which events of these a state has.
 
-    Raises:
-        ValueError: It is not a state.
+    Raises ValueError if it is not a state.
     """
     if any(key[:4]):  # a ledger: the only keys whose partition was chosen
         return None
@@ -241,9 +240,8 @@ class WindowStates:
     async def fetch(self, wanted: Iterable[tuple[Cursor, Sequence[bytes]]]) -> dict[bytes, bytes]:
         """The states of entities, by serialized key; empty for those that have none.
 
-        Raises:
-            HazelcastError: The cluster did not answer; or they are much larger than those before, and a smaller batch
-                has to be taken.
+        Raises HazelcastError if the cluster did not answer; or they are much larger than those before, and a smaller
+        batch has to be taken.
         """
         found: dict[bytes, bytes] = {}
         missing: dict[Cursor, set[bytes]] = {}
@@ -462,8 +460,7 @@ class Snapshot(WindowStates):
     async def take(self, partition: int, key: bytes | None = None) -> None:
         """Take those of a partition, or of one key in it.
 
-        Raises:
-            GridError: They are more than this process should hold.
+        Raises GridError if they are more than this process should hold.
         """
         origin = self._origin(partition)
         if key is not None:

@@ -35,9 +35,8 @@ if TYPE_CHECKING:
 class Application:
     """All that is served.
 
-    Args:
-        problem: Why nothing can be scored now; empty if it can.
-        dashboard: Answers those who look at pages; None if there are none.
+    `problem`: why nothing can be scored now; empty if it can; `dashboard`: answers those who look at pages; None if
+    there are none.
     """
 
     def __init__(

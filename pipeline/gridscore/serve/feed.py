@@ -117,8 +117,7 @@ class Feed:
     def listener(self, place: str | None) -> Listener:
         """One that begins with what is written from now on, or goes on at its place.
 
-        Raises:
-            UsageError: It is not a place of this map.
+        Raises UsageError if it is not a place of this map.
         """
         if place is None:
             now = self._first + len(self._pieces)
@@ -128,9 +127,8 @@ class Feed:
     async def results(self, listener: Listener) -> AsyncGenerator[list[Item]]:
         """What comes, for ever.
 
-        Raises:
-            CutOffError: It has taken too little; it may go on at its place.
-            GridError: The map is no longer read.
+        Raises CutOffError if it has taken too little; it may go on at its place; GridError if the map is no longer
+        read.
         """
         if listener.piece < 0:
             async with self._turn, aclosing(self._caught_up(listener)) as before:

@@ -90,11 +90,7 @@ _CALLS = 1_000  # that are under way at most; what comes beyond is refused
 class GrpcServer:
     """Serves the protocol on a port of its own, beside the HTTP server.
 
-    Args:
-        app: What the HTTP server serves, behind its gate.
-
-    Attributes:
-        address: Where it listens, once it is open: `127.0.0.1:8001`.
+    `app`: what the HTTP server serves, behind its gate. `address`: where it listens, once it is open: `127.0.0.1:8001`.
     """
 
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:

@@ -207,13 +207,8 @@ def _metadata(found: ModelVersion, numbers: list[str]) -> dict[str, Any]:
 def question(body: bytes, length: str | None, features: int, most: int) -> _Question:
     """Read a request.
 
-    Args:
-        length: Bytes of it that are JSON; all if None.
-        features: Columns that the model has.
-        most: Rows at most.
-
-    Raises:
-        UsageError: It is not one, or not for the model.
+    `length`: bytes of it that are JSON; all if None; `features`: columns that the model has; `most`: rows at most.
+    Raises UsageError if it is not one, or not for the model.
     """
     cut = len(body)
     if length is not None:

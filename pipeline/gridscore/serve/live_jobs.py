@@ -55,13 +55,8 @@ class UnservedError(JobError):
 class LiveJob:
     """Scores requests of one revision of a job, until `run` is cancelled.
 
-    Args:
-        lookups: Copies of lookup maps that the jobs of the process share.
-        models: Models that they share.
-        most: Events that may wait, and their bytes.
-
-    Attributes:
-        is_ready: Whether it scores.
+    `lookups`: copies of lookup maps that the jobs of the process share; `models`: models that they share; `most`:
+    events that may wait, and their bytes. `is_ready`: whether it scores.
     """
 
     def __init__(
@@ -120,8 +115,7 @@ class LiveJob:
     ) -> Answers:
         """Score the events of a request, in one micro-batch with those of others; errors are those of `ask`.
 
-        Args:
-            keys: That they would have in the event map, as far as that is known.
+        `keys`: that they would have in the event map, as far as that is known.
         """
         work = texts, keys or [None] * len(texts)
         return await self._batches.ask(work, len(texts), sum(map(len, texts)), has_left, seconds)
@@ -194,10 +188,8 @@ class _Running:
 class LiveJobs:
     """The jobs that are served, as the cluster has them.
 
-    Args:
-        models: Loaded models, shared with others of this process.
-        only: Names of those to serve; all if empty.
-        most: Events of a job that may wait, and their bytes.
+    `models`: loaded models, shared with others of this process; `only`: names of those to serve; all if empty; `most`:
+    events of a job that may wait, and their bytes.
     """
 
     def __init__(self, grid: Grid, models: LoadedModels, only: Collection[str], most: tuple[int, int]) -> None:

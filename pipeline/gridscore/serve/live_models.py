@@ -84,9 +84,8 @@ class LiveModels:
 
     What is asked for and is not there, or cannot be used, is a `ModelError`; a cluster that is away, a `GridError`.
 
-    Args:
-        models: Loaded models, shared with others of this process.
-        most: Rows of a version that may wait, and their bytes.
+    `models`: loaded models, shared with others of this process; `most`: rows of a version that may wait, and their
+    bytes.
     """
 
     def __init__(self, grid: Grid, models: LoadedModels, most: tuple[int, int]) -> None:

@@ -66,9 +66,7 @@ def answer(questions: Iterable[Question[_Work, _Answers]], answers: _Answers) ->
 class MicroBatches(Generic[_Work, _Answer]):
     """Takes questions of requests, and gives them in batches to whoever answers them.
 
-    Args:
-        most: Events that may wait.
-        most_bytes: The same in bytes.
+    `most`: events that may wait; `most_bytes`: the same in bytes.
     """
 
     def __init__(self, most: int, most_bytes: int) -> None:
@@ -85,11 +83,8 @@ class MicroBatches(Generic[_Work, _Answer]):
     async def ask(self, work: _Work, count: int, size: int, has_left: Callable[[], bool], seconds: float) -> _Answer:
         """The answer, once it is there. To cancel this withdraws the question.
 
-        Raises:
-            TimeoutError: It took longer than these seconds.
-            SaturatedError: Too much waits already.
-            ClientDisconnect: The client has left.
-            GridscoreError: It cannot be answered.
+        Raises TimeoutError if it took longer than these seconds; SaturatedError if too much waits already;
+        ClientDisconnect if the client has left; GridscoreError if it cannot be answered.
         """
         if self._failure is not None:
             raise self._failure

@@ -44,13 +44,8 @@ _log = logging.getLogger(__name__)
 class Server:
     """One process of `gridscore serve`.
 
-    Args:
-        settings: As they are written; `${NAME}` is taken from the environment here.
-
-    Attributes:
-        jobs: That score requests.
-        source: What posts of events become, if they are taken.
-        opened: Set when it listens.
+    `settings`: as they are written; `${NAME}` is taken from the environment here. `jobs`: that score requests;
+    `source`: what posts of events become, if they are taken; `opened`: set when it listens.
     """
 
     def __init__(self, grid: Grid, settings: ServeSettings) -> None:

@@ -38,11 +38,8 @@ async def follow(
 ) -> None:
     """Look at the cluster, and again after each change, until cancelled; then end the tasks that there are.
 
-    Args:
-        watch: Registers what is to be called after a change, and returns what removes it.
-        changed: Set after a change.
-        look: Whether all is as it is meant to be: if not, it looks again soon.
-        tasks: Those that are to end.
+    `watch`: registers what is to be called after a change, and returns what removes it; `changed`: set after a change;
+    `look`: whether all is as it is meant to be: if not, it looks again soon; `tasks`: those that are to end.
     """
     remove = await registered(grid, lambda: watch(changed.set))
     try:
@@ -76,8 +73,7 @@ async def _end(tasks: list[asyncio.Task[None]], remove: Callable[[], Awaitable[A
 async def unless_left(request: Request, work: asyncio.Future[_T]) -> _T:
     """The result of some work, which is cancelled when the client leaves. The request's body must have been read.
 
-    Raises:
-        ClientDisconnect: The client has left.
+    Raises ClientDisconnect if the client has left.
     """
     left = asyncio.ensure_future(_left(request.receive))
     try:

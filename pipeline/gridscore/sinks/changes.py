@@ -25,9 +25,8 @@ class _Coming(NamedTuple):
 class PartitionChanges(Subscriber):
     """Partitions that come and go, in order. Whatever may have been delivered before is delivered again.
 
-    Args:
-        taken: Tells the sink of partitions that came; returns the offsets that it knows better.
-        dropped: Tells the sink of partitions that went.
+    `taken`: tells the sink of partitions that came; returns the offsets that it knows better; `dropped`: tells the sink
+    of partitions that went.
     """
 
     def __init__(

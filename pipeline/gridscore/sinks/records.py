@@ -77,8 +77,7 @@ class SinkRecord(msgspec.Struct, frozen=True):
 async def register(grid: Grid, name: str, kind: str, settings: SinkSettings) -> None:
     """Make a sink known, before its first process reads anything.
 
-    Raises:
-        UsageError: Its name is that of a job or a source, or of a sink that does something else.
+    Raises UsageError if its name is that of a job or a source, or of a sink that does something else.
     """
     owner = await owner_of(grid, name)
     if owner not in (None, "sink"):

@@ -45,8 +45,7 @@ class DeliverAgain:
     async def rescan(self, partition: int) -> None:
         """Return when everything that the map has of a partition was delivered.
 
-        Raises:
-            NotNowError: It is no longer ours.
+        Raises NotNowError if it is no longer ours.
         """
         group = self._group
         cursor = group.cursor(partition)

@@ -133,9 +133,8 @@ class SinkRunner:
     async def run(self) -> None:
         """Deliver until cancelled; then finish the delivery under way, commit, and give the leases back.
 
-        Raises:
-            GridscoreError: The sink cannot go on: no journal, another sink of that name, lost results and
-                `on_loss: halt`, or what its destination says.
+        Raises GridscoreError if the sink cannot go on: no journal, another sink of that name, lost results and
+        `on_loss: halt`, or what its destination says.
         """
         about("sink", self.name)
         # What the system holds for an unreachable member must not be delivered after the lease.
@@ -528,9 +527,8 @@ def runner_of(
 ) -> SinkRunner:
     """The runner of a sink with these settings; `name` is for a sink whose settings have none.
 
-    Raises:
-        SettingsError: An environment variable that the settings name is not set.
-        UsageError: There is no such kind, or its libraries are not installed.
+    Raises SettingsError if an environment variable that the settings name is not set; UsageError if there is no such
+    kind, or its libraries are not installed.
     """
     kind = KINDS.of(settings).name
     called = KINDS.name_of(settings, name)

@@ -75,10 +75,8 @@ class Load:
     async def file(self, table: TableFile, *, resume: bool) -> Loaded:
         """Load a file.
 
-        Raises:
-            TableError: It, or a row, cannot be read; the rows before are in the map.
-            UsageError: It is to be resumed, but is not the file that was loaded.
-            GridscoreError: The grid did not take it.
+        Raises TableError if it, or a row, cannot be read; the rows before are in the map; UsageError if it is to be
+        resumed, but is not the file that was loaded; GridscoreError if the grid did not take it.
         """
         item = f"{self._to}/{table.path.resolve()}"
         before = await self._positions.get(item)
@@ -99,10 +97,8 @@ class Load:
     async def query(self, text: str, chunks: AsyncIterator[Sequence[Row | BadRow]], *, resume: bool) -> Loaded:
         """Load the rows of a query.
 
-        Raises:
-            UsageError: It is to be resumed, but its rows have no order.
-            TableError: A row has no key; the rows before are in the map.
-            GridscoreError: The database or the grid did not answer.
+        Raises UsageError if it is to be resumed, but its rows have no order; TableError if a row has no key; the rows
+        before are in the map; GridscoreError if the database or the grid did not answer.
         """
         if resume and not re.search(r"\border\s+by\b", text, re.IGNORECASE):
             raise UsageError(

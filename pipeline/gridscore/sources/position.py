@@ -41,8 +41,7 @@ class Positions:
     async def load(self) -> dict[str, dict[str, Any]]:
         """Every position of the source, by item; the source moves them from here on.
 
-        Raises:
-            GridError: One of them cannot be used.
+        Raises GridError if one of them cannot be used.
         """
         prefix = self._key("")
         bad: list[BadRecord] = []
@@ -66,11 +65,7 @@ class Positions:
         An item that neither has seen must not have a position yet. If the cluster has lost a position, it is written
         again, and the source goes on, like one whose position is kept elsewhere.
 
-        Args:
-            position: JSON values.
-
-        Raises:
-            PositionTakenError: Another process has moved it.
+        `position`: JSON values. Raises PositionTakenError if another process has moved it.
         """
         # With its writer, so that nobody takes another's equal position for its own.
         value = {"writer": self.writer, "position": position}

@@ -143,8 +143,7 @@ class SourceRunner:
     async def run(self) -> None:
         """Run; if it is cancelled, release everything at once.
 
-        Raises:
-            GridscoreError: It cannot go on, and a retry would not help.
+        Raises GridscoreError if it cannot go on, and a retry would not help.
         """
         about("source", self.name)
         publisher = Publisher(self._grid, self.stats)

@@ -332,9 +332,8 @@ async def source_statuses(grid: Grid, heartbeats: Heartbeats | None = None) -> l
 async def forget(grid: Grid, name: str) -> tuple[int, bool]:
     """Forget the positions of a source, and its last error; returns how many there were, and whether there was one.
 
-    Raises:
-        JobError: It is running: it would write its positions again.
-        PositionTakenError: It was started meanwhile.
+    Raises JobError if it is running: it would write its positions again; PositionTakenError if it was started
+    meanwhile.
     """
     living = [each for each in await running_sources(grid) if each.name == name]
     if living:

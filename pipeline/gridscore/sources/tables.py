@@ -174,8 +174,7 @@ class TableFile(RowMaker):
     def rows(self) -> Iterator[Row | BadRow]:
         """Every row, in order.
 
-        Raises:
-            TableError: The file is not what its name says, or lacks a column of the key.
+        Raises TableError if the file is not what its name says, or lacks a column of the key.
         """
         try:
             yield from self._read()

@@ -27,12 +27,7 @@ class GuardedServer:
 
     It also ends when this process ends, whatever way.
 
-    Args:
-        title: What it is called in messages: `Kafka broker`.
-        log_file: For what it prints.
-
-    Attributes:
-        log_file: What it prints.
+    `title`: what it is called in messages: `Kafka broker`; `log_file`: for what it prints. `log_file`: what it prints.
     """
 
     def __init__(self, title: str, log_file: Path) -> None:
@@ -46,8 +41,7 @@ class GuardedServer:
     def kill(self) -> None:
         """Kill it at once, as a power failure would, and wait until it is gone.
 
-        Raises:
-            MemberError: It cannot be killed.
+        Raises MemberError if it cannot be killed.
         """
         self._ask({"kill": 0})
         with self._changed:

@@ -162,8 +162,7 @@ class Broker(GuardedServer):
     def restart(self) -> None:
         """Start it again at its addresses, after `kill`, and return when it answers.
 
-        Raises:
-            MemberError: It did not come up.
+        Raises MemberError if it did not come up.
         """
         self._start()
         self._wait()
@@ -211,8 +210,7 @@ class Broker(GuardedServer):
 def broker_jars(on_progress: Callable[[str], None]) -> list[Path]:
     """The jars of a broker, which are downloaded once.
 
-    Raises:
-        MemberError: They are not in the cache and cannot be downloaded.
+    Raises MemberError if they are not in the cache and cannot be downloaded.
     """
     folder = cache_folder() / f"kafka-{VERSION}"
     with FileLock(f"{folder}.lock"):

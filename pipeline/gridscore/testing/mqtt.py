@@ -71,12 +71,8 @@ class MqttBroker(GuardedServer):
 
     It also ends when this process ends, whatever way. Make one with :meth:`start`.
 
-    Attributes:
-        kind: Which broker it is.
-        durable: Whether it keeps sessions and messages over a kill.
-        url: Where it listens for MQTT 5.
-        url_3: Where it listens for MQTT 3.1.1.
-        log_file: What it prints.
+    `kind`: which broker it is; `durable`: whether it keeps sessions and messages over a kill; `url`: where it listens
+    for MQTT 5; `url_3`: where it listens for MQTT 3.1.1; `log_file`: what it prints.
     """
 
     def __init__(
@@ -133,8 +129,7 @@ class MqttBroker(GuardedServer):
     def save(self) -> None:
         """Let it write down all that it has acknowledged, so that a kill does not lose it; for one that is `durable`.
 
-        Raises:
-            MemberError: It does not.
+        Raises MemberError if it does not.
         """
         database = self.log_file.with_name("mosquitto.db")
         before = database.stat().st_mtime_ns if database.exists() else 0
@@ -148,8 +143,7 @@ class MqttBroker(GuardedServer):
     def restart(self) -> None:
         """Start it again at its addresses, after `kill`, and return when it answers.
 
-        Raises:
-            MemberError: It did not come up.
+        Raises MemberError if it did not come up.
         """
         self._launch(self._command, START_SECONDS)
         deadline = time.monotonic() + START_SECONDS

@@ -35,10 +35,8 @@ class _Socket:
 class _Pipe:
     """One direction of a connection: messages arrive in order, each after the latency of its time.
 
-    Args:
-        loop: On whose time they arrive.
-        deliver: Takes a message.
-        latency: Gives the seconds that the next message takes.
+    `loop`: on whose time they arrive; `deliver`: takes a message; `latency`: gives the seconds that the next message
+    takes.
     """
 
     def __init__(
@@ -96,10 +94,8 @@ class _Pipe:
 class Link(asyncio.Transport):
     """A connection of a client to a member; to the client, the transport of a socket.
 
-    Attributes:
-        client: Name of the client, once it has said it.
-        member: The member at the other end.
-        alive: Whether either side may still send.
+    `client`: name of the client, once it has said it; `member`: the member at the other end; `alive`: whether either
+    side may still send.
     """
 
     def __init__(
@@ -243,8 +239,7 @@ class _StubLoop:
     ) -> tuple[Link, asyncio.BufferedProtocol]:
         """Connect to the member with that address.
 
-        Raises:
-            ConnectionRefusedError: It is not there, or this client is cut off.
+        Raises ConnectionRefusedError if it is not there, or this client is cut off.
         """
         await asyncio.sleep(self._cluster.latency())
         member = self._cluster.listening(Address(host, port), self._reactor.client)

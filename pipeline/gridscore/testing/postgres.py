@@ -47,8 +47,7 @@ class PostgresServerError(GridscoreError):
 class PostgresServer:
     """A server of its own. A context manager: leaving it stops the server and removes its files.
 
-    Attributes:
-        port: Where it listens, on 127.0.0.1 only; the same after a restart.
+    `port`: where it listens, on 127.0.0.1 only; the same after a restart.
     """
 
     def __init__(self, folder: Path, programs: Path, settings: dict[str, str]) -> None:

@@ -105,9 +105,7 @@ class ListSink:
     async def deliver(self, delivery: Delivery) -> Sequence[Refused]:
         """Keep the results, unless something goes wrong.
 
-        Raises:
-            SinkInterruptedError: `ABORT`; or it takes too long.
-            GridscoreError: `ABORT(for_good=True)`.
+        Raises SinkInterruptedError: `ABORT`; or it takes too long; GridscoreError: `ABORT(for_good=True)`.
         """
         if self._received.seconds_each:
             await self._take_time(len(delivery.results) * self._received.seconds_each, delivery.until)

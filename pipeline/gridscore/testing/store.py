@@ -125,10 +125,8 @@ class Partition:
     def remove(self, key: bytes, *, silently: bool = False, briefly: bool = False) -> bytes | None:
         """Remove an entry; returns what was there.
 
-        Args:
-            key: Its key.
-            silently: Only the journal hears of it, as when a map is cleared.
-            briefly: Listeners do not hear what was there, as when an entry is deleted.
+        `key`: its key; `silently`: only the journal hears of it, as when a map is cleared; `briefly`: listeners do not
+        hear what was there, as when an entry is deleted.
         """
         entry = self._entries.pop(key[_HASH:], None)
         if entry is None:
@@ -153,8 +151,7 @@ class Partition:
     def lose(self, changes: int | None = None) -> None:
         """Be what a backup is that had not seen the newest changes when the owner died; empty if None, as without one.
 
-        Args:
-            changes: That are lost. A partition without a journal, which does not know them, loses all or nothing.
+        `changes`: that are lost. A partition without a journal, which does not know them, loses all or nothing.
         """
         ring = self.ring
         if changes is None:

@@ -36,8 +36,7 @@ Texts = Annotated[dict[str, str], BeforeValidator(_as_texts)]
 class SourceSettings(Strict):
     """Settings of a source: where its events go. Each plug adds its `kind` and its own.
 
-    Attributes:
-        makes_texts_of_keys: Whether a key of it is never a whole number.
+    `makes_texts_of_keys`: whether a key of it is never a whole number.
     """
 
     makes_texts_of_keys: ClassVar[bool] = False

@@ -49,11 +49,8 @@ class Hidden(NamedTuple):
 def from_environment(settings: _Settings, environment: Mapping[str, str] | None = None) -> tuple[_Settings, Hidden]:
     """Settings with every `${NAME}` in their texts replaced, and what must be hidden from now on.
 
-    Args:
-        environment: Where names are looked up; that of the process if None.
-
-    Raises:
-        SettingsError: A variable is not set or empty, or what stands in the braces is not a name.
+    `environment`: where names are looked up; that of the process if None. Raises SettingsError if a variable is not set
+    or empty, or what stands in the braces is not a name.
     """
     reader = _Reader(os.environ if environment is None else environment)
     made = reader.model(settings, ())

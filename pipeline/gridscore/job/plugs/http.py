@@ -23,8 +23,7 @@ def _origin(value: str) -> str:
 def private_address(value: str) -> str:
     """An address of which nobody on the way can change the answer: by TLS, or on this machine.
 
-    Raises:
-        ValueError: It is another.
+    Raises ValueError if it is another.
     """
     parts = urlsplit(value)
     host = parts.hostname or ""

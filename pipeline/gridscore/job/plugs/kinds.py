@@ -98,8 +98,7 @@ class PlugKinds(Generic[_Settings, _Plug]):
     def __getitem__(self, name: str) -> PlugKind:
         """A kind.
 
-        Raises:
-            UsageError: There is none of that name, several distributions bring it, or it cannot be loaded.
+        Raises UsageError if there is none of that name, several distributions bring it, or it cannot be loaded.
         """
         side, entries = self.side, _entry_points(self.side).get(name)
         if entries is None:
@@ -137,9 +136,8 @@ class PlugKinds(Generic[_Settings, _Plug]):
     def check(self, settings: _Settings) -> None:
         """See that a source or sink can be made of settings, before anybody connects.
 
-        Raises:
-            SettingsError: An environment variable that they name is not set.
-            UsageError: The libraries of its kind are not installed.
+        Raises SettingsError if an environment variable that they name is not set; UsageError if the libraries of its
+        kind are not installed.
         """
         self.of(settings).plug_class()
         from_environment(settings)

@@ -60,9 +60,7 @@ def is_plain_secret(path: Sequence[object], text: str) -> bool:
 def plain_secrets(settings: Mapping[str, Any], *above: str) -> Iterator[tuple[str, ...]]:
     """The paths of secrets that stand in settings as they are, and not as `${NAME}`.
 
-    Args:
-        settings: An entry of a job file, or a part of one.
-        above: The path of that part.
+    `settings`: an entry of a job file, or a part of one; `above`: the path of that part.
     """
     for key, value in settings.items():
         path = (*above, key)

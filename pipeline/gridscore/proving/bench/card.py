@@ -98,10 +98,8 @@ def merchants() -> dict[str, dict[str, float]]:
 def events(count: int, first: int = 0, users: int = USERS) -> Iterator[tuple[str, bytes]]:
     """Keys and JSON texts of about 90 bytes.
 
-    Args:
-        count: How many.
-        first: Number of the first; its key is `e` and the number.
-        users: Entries of the first lookup map.
+    `count`: how many; `first`: number of the first; its key is `e` and the number; `users`: entries of the first lookup
+    map.
     """
     draw = random.Random(3 + first)  # noqa: S311 -- the same data in every run
     encode = msgspec.json.encode

@@ -314,11 +314,8 @@ IDLE = 0.3  # part of the time that a worker with a backlog may wait before that
 def advice(job: Job, trees: int, worker: Mapping[str, Any], stages: Mapping[str, float]) -> str:
     """How much one worker sustains, what takes its time, and what to look at.
 
-    Args:
-        job: The user's.
-        trees: Of its model.
-        worker: Figures of a worker with a backlog: `events_per_s` and `cpu_us_per_event`.
-        stages: Its CPU by stage, microseconds per event, all of it.
+    `job`: the user's; `trees`: of its model; `worker`: figures of a worker with a backlog: `events_per_s` and
+    `cpu_us_per_event`; `stages`: its CPU by stage, microseconds per event, all of it.
     """
     rate, cpu = worker["events_per_s"], worker["cpu_us_per_event"]
     text = f"One worker sustains about {_rounded(rate):,} events/s of this job"

@@ -70,11 +70,8 @@ async def put_events(
 ) -> int:
     """Put entries into a map as fast as it goes; returns how many.
 
-    Args:
-        grid: The connection.
-        map_name: The map.
-        entries: Keys and JSON texts.
-        progress: Called with how many are put.
+    `grid`: the connection; `map_name`: the map; `entries`: keys and JSON texts; `progress`: called with how many are
+    put.
     """
     writer, rest, done = MapWriter(grid, map_name), iter(entries), 0
     while chunk := list(islice(rest, _CHUNK_EVENTS)):
@@ -92,8 +89,7 @@ async def destroy(grid: Grid, map_name: str) -> None:
 async def drain(grid: Grid, map_name: str, pids: Sequence[int], expected: int) -> tuple[Run, list[bytes]]:
     """Read a whole journal, one read in flight a partition, as fast as it goes; returns the events, too.
 
-    Raises:
-        GridscoreError: It does not hold as many as expected.
+    Raises GridscoreError if it does not hold as many as expected.
     """
     journal = Journal(grid, map_name)
     bounds = await asyncio.gather(*(journal.bounds(p) for p in range(grid.partition_count)))
@@ -147,11 +143,8 @@ def predict(
 async def scoring(grid: Grid, job: Job, worker: str = "bench") -> AsyncIterator[tuple[JobRunner, Callable[[], None]]]:
     """A worker in this process that scores a job which nobody else knows of, from when it holds some partition.
 
-    Returns:
-        The worker, and a function that raises if it has stopped.
-
-    Raises:
-        GridscoreError: The job cannot be scored for.
+    Returns: the worker, and a function that raises if it has stopped. Raises GridscoreError if the job cannot be scored
+    for.
     """
     started = asyncio.Event()
     runner = JobRunner(
@@ -180,8 +173,7 @@ async def score(grid: Grid, pids: Sequence[int], job: Job, count: int, worker: s
 
     Afterwards the results are gone, and the next one begins anew. Dead letters count as scored.
 
-    Raises:
-        GridscoreError: The worker stopped.
+    Raises GridscoreError if the worker stopped.
     """
     async with scoring(grid, job, worker) as (runner, check):
         stats = runner.stats

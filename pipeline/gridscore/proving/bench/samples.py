@@ -53,8 +53,7 @@ class Samples:
 def from_history(path: Path, job: Job) -> Samples:
     """Rows of a table, spread evenly over all of it.
 
-    Raises:
-        TableError: It cannot be read, or lacks a field of the job's events.
+    Raises TableError if it cannot be read, or lacks a field of the job's events.
     """
     frame = read_history(path, job)
     if len(frame) > SAMPLES:
@@ -65,9 +64,7 @@ def from_history(path: Path, job: Job) -> Samples:
 async def from_grid(grid: Grid, job: Job) -> Samples:
     """Entries of the job's event map, as many of each partition; or what its journal still has, if the map is empty.
 
-    Raises:
-        GridscoreError: There are no events.
-        HazelcastError: The cluster did not answer.
+    Raises GridscoreError if there are no events; HazelcastError if the cluster did not answer.
     """
     each = -(-SAMPLES // grid.partition_count)
     if await grid.has_map(job.events):
@@ -115,9 +112,8 @@ async def _journalled(grid: Grid, map_name: str, partition: int, most: int) -> l
 async def featured(grid: Grid, job: Job, model: LoadedModel, samples: Samples) -> tuple[Samples, np.ndarray[Any, Any]]:
     """The samples that the job can score, with their features: shape (n, features), from the lookups as they are now.
 
-    Raises:
-        GridscoreError: It can score none of them, or a lookup map is too large.
-        HazelcastError: The cluster did not answer.
+    Raises GridscoreError if it can score none of them, or a lookup map is too large; HazelcastError if the cluster did
+    not answer.
     """
     if job.used_windows:
         raise GridscoreError(f"The job `{job.name}` has windows, which this bench does not measure yet.")
@@ -161,8 +157,7 @@ def _computes(plan: FeaturePlan, event: Any, wrong: list[str]) -> bool:
 def bounded(wanted: int, capacity: Capacity, mean_bytes: float) -> tuple[int, str]:
     """As many events as are wanted, or as the journal and the cluster's memory should be asked to hold.
 
-    Returns:
-        The number, and why it is less than what was wanted; empty if it is not.
+    Returns: the number, and why it is less than what was wanted; empty if it is not.
     """
     by_journal = max(capacity.partitions, int(capacity.total * _FULL))
     by_memory = max(1, int(MAX_BYTES / mean_bytes))
@@ -180,10 +175,7 @@ def bounded(wanted: int, capacity: Capacity, mean_bytes: float) -> tuple[int, st
 def keys(count: int, capacity: Capacity, serialize: Callable[[str], bytes]) -> Iterator[str]:
     """Keys of so many events, and none that overruns the ring of its partition.
 
-    Args:
-        count: How many, no more than `bounded` gives.
-        capacity: Of the journal.
-        serialize: Makes a key's bytes.
+    `count`: how many, no more than `bounded` gives; `capacity`: of the journal; `serialize`: makes a key's bytes.
     """
     room = [capacity.partition] * capacity.partitions
     number = 0

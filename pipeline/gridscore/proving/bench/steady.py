@@ -132,8 +132,7 @@ class Sights:
     def longest(self, partitions: Collection[int], began: float, ended: float) -> NDArray[np.float64]:
         """The longest time from due to seen in each partition, of what waited at some time within a window.
 
-        Returns:
-            Milliseconds, one for each of the partitions that had something to do then.
+        Returns: milliseconds, one for each of the partitions that had something to do then.
         """
         there = (self.seen > began) & (self.due < ended) & np.isin(self.partition, list(partitions))
         longest: NDArray[np.float64] = np.full(int(self.partition.max(initial=0)) + 1, -np.inf)

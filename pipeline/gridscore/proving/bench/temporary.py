@@ -96,13 +96,8 @@ def _no_place(config: MemberConfig | None, names: list[str]) -> GridError:
 async def removed_afterwards(grid: Grid, job: Job, say: Callable[[str], None]) -> AsyncIterator[None]:
     """Whatever happens meanwhile: in the end, the maps of a run's job and its control records are removed.
 
-    Args:
-        grid: The connection.
-        job: The job of the run, which nobody else knows of.
-        say: Told what is left, if the run itself has failed.
-
-    Raises:
-        GridError: Not everything could be removed; the message says what is left.
+    `grid`: the connection; `job`: the job of the run, which nobody else knows of; `say`: told what is left, if the run
+    itself has failed. Raises GridError if not everything could be removed; the message says what is left.
     """
     try:
         yield

@@ -42,8 +42,7 @@ class _Score(msgspec.Struct, gc=False):
 async def clear_stage(grid: Grid, job: Job) -> None:
     """Take away what an earlier run has left: its job, its events and its results.
 
-    Raises:
-        JobError: The maps hold what is not the demo's.
+    Raises JobError if the maps hold what is not the demo's.
     """
     jobs = Jobs(grid)
     earlier = await jobs.find(job.name)
@@ -99,8 +98,7 @@ async def ring_per_partition(grid: Grid, map_name: str) -> int:
 async def until_scoring(grid: Grid, job: str, alive: Callable[[], None]) -> None:
     """Return when workers hold every partition of a job.
 
-    Raises:
-        JobError: The job FAILED, or nobody scores for it after a minute.
+    Raises JobError if the job FAILED, or nobody scores for it after a minute.
     """
     jobs, deadline = Jobs(grid), time.monotonic() + START_SECONDS
     while True:

@@ -92,10 +92,8 @@ def _deciles(quality: Quality) -> Table:
 def print_next(console: Console, *, own_cluster: bool, running: bool) -> None:
     """Say what to type next.
 
-    Args:
-        console: Where.
-        own_cluster: Whether the demo has started the cluster.
-        running: Whether cluster and worker go on running.
+    `console`: where; `own_cluster`: whether the demo has started the cluster; `running`: whether cluster and worker go
+    on running.
     """
     command = _command()
     if running:

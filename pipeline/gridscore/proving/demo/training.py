@@ -34,8 +34,7 @@ class TrainedModel:
 def example_folder(name: str) -> Path:
     """A folder of `jobs/`: inside the package when installed, at the top of the repository in a checkout.
 
-    Raises:
-        GridscoreError: It is in neither place.
+    Raises GridscoreError if it is in neither place.
     """
     package = Path(__file__).resolve().parents[2]
     for jobs in (package / "jobs", package.parents[1] / "jobs"):

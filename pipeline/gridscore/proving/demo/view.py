@@ -72,11 +72,8 @@ class _Moment:
 class LiveView:
     """The replay, live.
 
-    Args:
-        console: Where to show it.
-        replay: What to show.
-        title: What stands above.
-        decisions: The job's decisions, so that they do not jump about as they first appear.
+    `console`: where to show it; `replay`: what to show; `title`: what stands above; `decisions`: the job's decisions,
+    so that they do not jump about as they first appear.
     """
 
     def __init__(self, console: Console, replay: Replay, title: str, decisions: tuple[str, ...]) -> None:

@@ -159,10 +159,7 @@ class Verdict:
 def unplanned_splits(logs: Iterable[Path], ports: Sequence[int], incidents: Iterable[Incident]) -> list[str]:
     """Members that took another for dead though nothing was done to either, as on a machine that is too busy.
 
-    Args:
-        logs: Of the members.
-        ports: By which they know each other, by index.
-        incidents: What was done.
+    `logs`: of the members; `ports`: by which they know each other, by index; `incidents`: what was done.
     """
     done, found = [each for each in incidents if each.member is not None], []
     for log in logs:
@@ -183,13 +180,8 @@ def expected_scores(
 ) -> dict[int, float]:
     """Score of each event by its number, from its JSON: the soak's job written once more, in pandas and XGBoost.
 
-    Args:
-        model: The Booster that was pushed.
-        customers: The entries of the lookup.
-        ledger: The events; one that was acknowledged twice counts once.
-
-    Returns:
-        Scores as JSON has them: float32 values as floats.
+    `model`: the Booster that was pushed; `customers`: the entries of the lookup; `ledger`: the events; one that was
+    acknowledged twice counts once. Returns: scores as JSON has them: float32 values as floats.
     """
     import msgspec
     import pandas as pd
@@ -214,10 +206,8 @@ def expected_scores(
 def check(evidence: Evidence, expected: Mapping[int, float], lease: float = 5.0) -> Verdict:
     """Judge a run.
 
-    Args:
-        evidence: Of the run.
-        expected: Score of each event in the ledger, by number.
-        lease: Lease time of the workers, in seconds.
+    `evidence`: of the run; `expected`: score of each event in the ledger, by number; `lease`: lease time of the
+    workers, in seconds.
     """
     return _Check(evidence, expected, lease).verdict
 

@@ -50,11 +50,8 @@ _HEIR_SECONDS = 30.0
 class WorkerSlot:
     """A place for one worker: its network, and the process that is there now.
 
-    Args:
-        index: Counts the slots from 0.
-        network: Between the worker and the members.
-        arguments: Of `gridscore`.
-        folder: Of the workers' logs.
+    `index`: counts the slots from 0; `network`: between the worker and the members; `arguments`: of `gridscore`;
+    `folder`: of the workers' logs.
     """
 
     def __init__(self, index: int, network: Network, arguments: Sequence[str], folder: Path) -> None:
@@ -218,8 +215,7 @@ class Faults:
     async def run(self, plan: Plan) -> None:
         """Do every fault of the plan, each at its time from now on or as soon after as its victim is well.
 
-        Raises:
-            GridscoreError: A worker or a member did not end or did not come back.
+        Raises GridscoreError if a worker or a member did not end or did not come back.
         """
         began = time.monotonic()
         try:

@@ -63,12 +63,8 @@ def read_progress(folder: Path) -> Progress:
 class Producer:
     """Puts the events of a seed, in their order.
 
-    Args:
-        grid: The connection.
-        map_name: The event map.
-        folder: Where ledger and progress go.
-        seed: Of the events.
-        rate: Events per second; after a standstill it catches up at twice that.
+    `grid`: the connection; `map_name`: the event map; `folder`: where ledger and progress go; `seed`: of the events;
+    `rate`: events per second; after a standstill it catches up at twice that.
     """
 
     def __init__(self, grid: Grid, map_name: str, folder: Path, *, seed: int, rate: float) -> None:

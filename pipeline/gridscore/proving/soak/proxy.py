@@ -210,8 +210,7 @@ class _Near(_End):
 class Network:
     """The ways from one worker to all members; an asynchronous context manager.
 
-    Args:
-        members: Addresses that the members announce, `host:port`.
+    `members`: addresses that the members announce, `host:port`.
     """
 
     def __init__(self, members: Sequence[str]) -> None:
@@ -249,12 +248,8 @@ class Backbone:
 
     Members announce its ports in place of their own, and connect to others from ports by which it knows them.
 
-    Args:
-        members: Ports at which the members listen.
-        outbound: Ports from which each member connects to others.
-
-    Attributes:
-        ports: What the members have to announce; while it is open.
+    `members`: ports at which the members listen; `outbound`: ports from which each member connects to others. `ports`:
+    what the members have to announce; while it is open.
     """
 
     def __init__(self, members: Sequence[int], outbound: Sequence[range]) -> None:

@@ -41,10 +41,8 @@ _RETRY_SECONDS = 1.0
 class Recorder:
     """Writes down the result map's journal of one job, and its leases.
 
-    Args:
-        grid: The connection.
-        job: Name of the job; its events are in `events.JOB`, its results in `results.JOB`.
-        folder: Where the files go.
+    `grid`: the connection; `job`: name of the job; its events are in `events.JOB`, its results in `results.JOB`;
+    `folder`: where the files go.
     """
 
     def __init__(self, grid: Grid, job: str, folder: Path) -> None:

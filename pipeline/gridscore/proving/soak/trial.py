@@ -104,12 +104,8 @@ class Status:
 async def run_soak(options: SoakOptions, watch: Callable[[Status, str | None], None]) -> Report:
     """Run a soak and judge it. Nothing of it stays: neither processes, nor maps, jobs or models in a cluster of others.
 
-    Args:
-        options: What to do.
-        watch: Called with the status a few times a second, and with a line when there is one to print.
-
-    Raises:
-        GridscoreError: It could not be carried out; that says nothing about the cluster.
+    `options`: what to do; `watch`: called with the status a few times a second, and with a line when there is one to
+    print. Raises GridscoreError if it could not be carried out; that says nothing about the cluster.
     """
     if sys.platform == "win32":
         raise UsageError("A soak needs POSIX signals to pause and end workers.", "Run it on Linux or macOS.")

@@ -96,9 +96,7 @@ class Observation:
     async def results(self, map_name: str) -> list[Recent]:
         """Some of the newest results of a map, the newest first.
 
-        Raises:
-            JournalMissingError: The map has no journal.
-            TimeoutError: The cluster does not answer in time.
+        Raises JournalMissingError if the map has no journal; TimeoutError if the cluster does not answer in time.
         """
         now = time.monotonic()
         for name in [name for name, tail in self._tails.items() if now - tail.used_at > _UNUSED_SECONDS]:

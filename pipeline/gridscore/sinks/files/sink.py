@@ -51,9 +51,8 @@ _encode = msgspec.json.Encoder().encode
 class FilesSink:
     """Delivers into a folder.
 
-    Args:
-        grid: The connection; the job that writes the results knows the types of event fields in them.
-        name: Of the sink; the names of its files begin with it.
+    `grid`: the connection; the job that writes the results knows the types of event fields in them; `name`: of the
+    sink; the names of its files begin with it.
     """
 
     def __init__(self, grid: Grid, name: str, settings: FilesSinkSettings) -> None:
@@ -92,9 +91,8 @@ class FilesSink:
     async def _do(self, work: Callable[[], None]) -> None:
         """Do something with files in a thread.
 
-        Raises:
-            SinkInterruptedError: It failed for now: the disk is full, or a network drive is away.
-            SettingsError: It can never succeed: this is not a folder, or not ours to write.
+        Raises SinkInterruptedError if it failed for now: the disk is full, or a network drive is away; SettingsError if
+        it can never succeed: this is not a folder, or not ours to write.
         """
         task = asyncio.get_running_loop().run_in_executor(None, work)
         try:

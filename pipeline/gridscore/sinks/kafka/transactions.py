@@ -67,9 +67,7 @@ class Position(msgspec.Struct, frozen=True):
 class Transactions:
     """Delivers by transactions; its methods raise as those of `KafkaSink` do.
 
-    Args:
-        common: Properties of its clients.
-        in_thread: Makes a call that may wait, in the sink's thread.
+    `common`: properties of its clients; `in_thread`: makes a call that may wait, in the sink's thread.
     """
 
     def __init__(

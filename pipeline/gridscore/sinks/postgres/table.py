@@ -48,9 +48,8 @@ class ResultTable:
     async def prepare(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Make the table if it is missing, and check it.
 
-        Raises:
-            PostgresError: It does not fit; the message says which statement would correct it.
-            psycopg.Error: The server did not answer as it should.
+        Raises PostgresError if it does not fit; the message says which statement would correct it; psycopg.Error if the
+        server did not answer as it should.
         """
         found = await self._find(connection)
         if found is None:

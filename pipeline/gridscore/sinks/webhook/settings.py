@@ -31,8 +31,7 @@ def _from_environment(value: str) -> str:
 def check_credentials(url: str, headers: Iterable[str]) -> None:
     """Refuse credentials both in the address and in a header `Authorization`.
 
-    Raises:
-        ValueError: There are both. The message shows neither.
+    Raises ValueError if there are both. The message shows neither.
     """
     try:
         inside = "@" in urlsplit(url).netloc

@@ -35,10 +35,8 @@ def decode_secret(secret: str) -> bytes:
 def sign(keys: Iterable[bytes], identity: str, timestamp: int, body: bytes) -> str:
     """The value of the header `webhook-signature`.
 
-    Args:
-        keys: From `decode_secret`; one signature for each.
-        identity: The value of `webhook-id`.
-        timestamp: The value of `webhook-timestamp`: seconds since 1970.
+    `keys`: from `decode_secret`; one signature for each; `identity`: the value of `webhook-id`; `timestamp`: the value
+    of `webhook-timestamp`: seconds since 1970.
     """
     signed = b"%s.%d." % (identity.encode(), timestamp) + body
     return " ".join(f"{_VERSION},{base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()}" for key in keys)

@@ -258,8 +258,7 @@ class WebhookSink:
     async def _send(self, work: _Round, batch: list[tuple[str, Delivered]]) -> bool:
         """Post results together until they are answered or refused; False if there is no time.
 
-        Raises:
-            GridscoreError: Something is wrong that does not concern these results.
+        Raises GridscoreError if something is wrong that does not concern these results.
         """
         while True:
             fates = [self._fate(identity, result) for identity, result in batch]
@@ -484,8 +483,7 @@ def _header(name: str, value: str) -> str:
 def _address(text: str) -> URL:
     """The address, checked.
 
-    Raises:
-        UsageError: It is not an address. The message does not show it, as it may hold a password.
+    Raises UsageError if it is not an address. The message does not show it, as it may hold a password.
     """
     try:
         url = URL(text)

@@ -34,9 +34,7 @@ class RequestEvents:
 class EventReader:
     """Checks that texts are JSON objects in UTF-8, and finds their keys.
 
-    Args:
-        key: The fields that make the key; if empty, keys are ULIDs.
-        max_event: Most bytes of an event.
+    `key`: the fields that make the key; if empty, keys are ULIDs; `max_event`: most bytes of an event.
     """
 
     def __init__(self, key: Sequence[str], max_event: int) -> None:
@@ -53,10 +51,8 @@ class EventReader:
     ) -> RequestEvents:
         """Events of texts.
 
-        Args:
-            first: Index of the first in the request.
-            prefix: The request's key: used as it is for a single event, else followed by the index.
-            single: Whether the request is one event.
+        `first`: index of the first in the request; `prefix`: the request's key: used as it is for a single event, else
+        followed by the index; `single`: whether the request is one event.
         """
         taken = RequestEvents()
         entries, errors = taken.entries, taken.errors
@@ -127,8 +123,7 @@ def array_slices(body: bytes) -> Iterator[tuple[int, int] | None]:
 
     Many small elements would fill the memory as objects, and hold up everybody while they are made.
 
-    Raises:
-        ValueError: It is not an array.
+    Raises ValueError if it is not an array.
     """
     begin, end = body.index(b"[") + 1, len(body.rstrip())
     if body[end - 1 : end] != b"]" or end == begin - 1:

@@ -46,9 +46,7 @@ TOKEN_ID = "0" * 12  # stands for the token where the ID of a key is asked for
 class Guard:
     """Who somebody is, by the key, the token or the certificate that they show; it makes guessing slow.
 
-    Attributes:
-        asks: Whether anything must be shown.
-        takes_keys: Whether keys are, beside the token.
+    `asks`: whether anything must be shown; `takes_keys`: whether keys are, beside the token.
     """
 
     def __init__(self, grid: Grid, settings: PostSettings) -> None:
@@ -116,8 +114,7 @@ class Guard:
 class Gate:
     """Lets requests pass to an application.
 
-    Args:
-        guards_itself: Whether what answers at a path asks who comes, and from which page, by itself.
+    `guards_itself`: whether what answers at a path asks who comes, and from which page, by itself.
     """
 
     def __init__(

@@ -19,8 +19,7 @@ _BELIEVED_SECONDS = 1.0
 class GridHealth:
     """Asks the grid on demand, at most once a second.
 
-    Args:
-        map_name: Its size is asked for, which every partition has to answer.
+    `map_name`: its size is asked for, which every partition has to answer.
     """
 
     def __init__(self, grid: Grid, map_name: str) -> None:

@@ -63,11 +63,8 @@ class _Lane:
 class Intake:
     """What has been posted and is not confirmed.
 
-    Args:
-        maps: Maps that may be posted to.
-        max_events: Most events that wait or are under way.
-        max_bytes: The same in bytes.
-        patience: Seconds without progress after which a request is told to retry.
+    `maps`: maps that may be posted to; `max_events`: most events that wait or are under way; `max_bytes`: the same in
+    bytes; `patience`: seconds without progress after which a request is told to retry.
     """
 
     def __init__(self, maps: Iterable[str], max_events: int, max_bytes: int, patience: float) -> None:
@@ -100,9 +97,8 @@ class Intake:
     async def offer(self, ticket: Ticket, entries: Sequence[tuple[str, bytes]]) -> None:
         """Take a piece of a request when there is room for it.
 
-        Raises:
-            BackPressureError: There was no room in time.
-            GridError: The grid does not answer, has refused what came before, or we close.
+        Raises BackPressureError if there was no room in time; GridError if the grid does not answer, has refused what
+        came before, or we close.
         """
         if not entries:
             return
@@ -132,9 +128,8 @@ class Intake:
     async def confirmed(self, ticket: Ticket) -> None:
         """Wait until the grid has everything that the ticket's request has offered.
 
-        Raises:
-            BackPressureError: Nothing of it was confirmed in time.
-            GridError: The grid has refused it or does not answer, or we close; some of it may be there.
+        Raises BackPressureError if nothing of it was confirmed in time; GridError if the grid has refused it or does
+        not answer, or we close; some of it may be there.
         """
         while ticket.open:
             ticket.moved.clear()

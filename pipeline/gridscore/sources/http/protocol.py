@@ -50,8 +50,7 @@ _refuse = Response(_CROWDED, 503, {"Retry-After": "1", "Connection": "close"}, m
 class BoundedHeads(HttpToolsProtocol):
     """A connection whose heads are bounded in time and in size, and that counts among the connections.
 
-    Attributes:
-        handshake: What has counted for it during its TLS handshake.
+    `handshake`: what has counted for it during its TLS handshake.
     """
 
     def __init__(self, *arguments: Any, connections: Connections, **options: Any) -> None:

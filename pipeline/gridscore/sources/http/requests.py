@@ -20,8 +20,7 @@ MAX_WAIT = 60.0  # most seconds that a request may wait for anything
 class Bodies:
     """Receives bodies.
 
-    Attributes:
-        held: Bytes of those that are being received or taken apart; whoever is done with one takes its bytes off.
+    `held`: bytes of those that are being received or taken apart; whoever is done with one takes its bytes off.
     """
 
     def __init__(self, max_body: int, max_bytes: int) -> None:
@@ -31,8 +30,7 @@ class Bodies:
     async def receive(self, request: Request, body: bytearray) -> None:
         """Receive a whole body, whose bytes are then held.
 
-        Raises:
-            HTTPException: It is too large, too slow, or there are too many at once; what has come of it is held.
+        Raises HTTPException if it is too large, too slow, or there are too many at once; what has come of it is held.
         """
         length = request.headers.get("content-length", "0")
         if not length.isdigit():

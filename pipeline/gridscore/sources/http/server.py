@@ -32,9 +32,7 @@ CLOSE_SECONDS = 3  # time for answers to leave when the server is closed
 class HttpServer:
     """Serves one application, behind the gate.
 
-    Attributes:
-        guard: Knows who comes.
-        address: Where it listens, once it is open: `http://127.0.0.1:8080`.
+    `guard`: knows who comes; `address`: where it listens, once it is open: `http://127.0.0.1:8080`.
     """
 
     def __init__(self, grid: Grid, settings: PostSettings) -> None:
@@ -47,9 +45,8 @@ class HttpServer:
     def open(self, app: ASGIApp, guards_itself: Callable[[str], bool] = lambda _path: False) -> None:
         """Begin to listen; `guards_itself` as of the gate.
 
-        Raises:
-            SettingsError: The certificate or its key cannot be used.
-            UsageError: The address cannot be listened on, or strangers would reach it.
+        Raises SettingsError if the certificate or its key cannot be used; UsageError if the address cannot be listened
+        on, or strangers would reach it.
         """
         config = uvicorn.Config(
             gated(app, self.guard, self._settings.allow_origin, guards_itself),

@@ -29,9 +29,8 @@ _log = logging.getLogger(__name__)
 class HttpSource:
     """Listens, and gives what is posted to the runner.
 
-    Args:
-        attach: Given the application when the source is open, and None when it is closed, by who serves it beside
-            others; the source then listens nowhere itself.
+    `attach`: given the application when the source is open, and None when it is closed, by who serves it beside others;
+    the source then listens nowhere itself.
     """
 
     def __init__(
@@ -50,9 +49,8 @@ class HttpSource:
     async def open(self) -> None:
         """Begin to listen, unless another serves the application.
 
-        Raises:
-            SettingsError: The certificate or its key cannot be used.
-            UsageError: The address cannot be listened on, or strangers would reach it.
+        Raises SettingsError if the certificate or its key cannot be used; UsageError if the address cannot be listened
+        on, or strangers would reach it.
         """
         app = self._app = EventsApp(self._grid, self._settings, self._intake)
         if self._attach is not None:

@@ -46,14 +46,8 @@ class _Handshake:
 class Certificate:
     """The certificate of the server, and who issues those of its clients; it follows the files.
 
-    Args:
-        files: The chain, its key, and the authorities that clients must have a certificate of, if they must.
-
-    Attributes:
-        context: For the next connection.
-
-    Raises:
-        ssl.SSLError: The files are of no use.
+    `files`: the chain, its key, and the authorities that clients must have a certificate of, if they must. `context`:
+    for the next connection. Raises ssl.SSLError if the files are of no use.
     """
 
     def __init__(self, *files: str) -> None:
@@ -108,9 +102,7 @@ class Certificate:
 class TlsServer:
     """Listens, in the place of an asyncio.Server.
 
-    Args:
-        listening: The socket, which listens already and does not block.
-        make: Makes the protocol of a connection.
+    `listening`: the socket, which listens already and does not block; `make`: makes the protocol of a connection.
     """
 
     def __init__(

@@ -72,8 +72,7 @@ class Tokens:
     async def find(self, text: str) -> Key | None:
         """What who shows a token may do, perhaps nothing; None if it is not one.
 
-        Raises:
-            GridError: The issuer does not say which keys it signs with.
+        Raises GridError if the issuer does not say which keys it signs with.
         """
         if len(text) > MAX_TOKEN:
             return None

@@ -30,12 +30,8 @@ class _Size(NamedTuple):
 def check_schema(schema: Any, named: Mapping[str, Any]) -> None:
     """Refuse a schema whose messages could be far larger than they look.
 
-    Args:
-        schema: As fastavro has parsed it.
-        named: Its named types, and those that it refers to.
-
-    Raises:
-        ValueError: It is one.
+    `schema`: as fastavro has parsed it; `named`: its named types, and those that it refers to. Raises ValueError if it
+    is one.
     """
     _Measure(named).bounded(schema, _OF_MESSAGE)
 

@@ -32,9 +32,7 @@ class NoEventError(Exception):
 class MessageReader:
     """Makes events of messages.
 
-    Args:
-        read_avro: Gives the JSON text of an Avro record with its frame; None if values are JSON. Raises
-            `NoEventError`.
+    `read_avro`: gives the JSON text of an Avro record with its frame; None if values are JSON. Raises `NoEventError`.
     """
 
     def __init__(self, settings: KafkaSourceSettings, read_avro: Callable[[bytes], bytes] | None = None) -> None:

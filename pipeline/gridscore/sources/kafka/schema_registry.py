@@ -75,9 +75,8 @@ class AvroReader:
     def check(self) -> None:
         """Ask for something, to find out whether we may.
 
-        Raises:
-            SourceInterruptedError: The registry is away.
-            KafkaRefusedError: It does not accept us, or we not its certificate.
+        Raises SourceInterruptedError if the registry is away; KafkaRefusedError if it does not accept us, or we not its
+        certificate.
         """
         self._ask("/schemas/types")  # not every registry has it, which is an answer as well
 
@@ -88,10 +87,8 @@ class AvroReader:
     def __call__(self, value: bytes) -> bytes:
         """The JSON text of a record.
 
-        Raises:
-            NoEventError: It is not an event, or does not fit its schema.
-            SourceInterruptedError: The registry is away.
-            KafkaRefusedError: It does not accept us.
+        Raises NoEventError if it is not an event, or does not fit its schema; SourceInterruptedError if the registry is
+        away; KafkaRefusedError if it does not accept us.
         """
         if len(value) < _FRAME.size or value[0]:
             raise NoEventError("it has no frame of a schema registry: a zero byte and the schema's id")

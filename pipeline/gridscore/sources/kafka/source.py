@@ -81,9 +81,8 @@ _Positions = dict[int, tuple[int, int]]  # by partition: number of its assignmen
 class KafkaSource:
     """Reads one topic as a member of a consumer group.
 
-    Args:
-        grid: The connection to the cluster, which keeps that the source has begun.
-        name: Of the source; the consumer group's, unless the settings name another.
+    `grid`: the connection to the cluster, which keeps that the source has begun; `name`: of the source; the consumer
+    group's, unless the settings name another.
     """
 
     def __init__(self, grid: Grid, name: str, settings: KafkaSourceSettings) -> None:
@@ -118,9 +117,8 @@ class KafkaSource:
     async def open(self) -> None:
         """Find the topic, see that we may read it, and join the group.
 
-        Raises:
-            SourceInterruptedError: No broker, or no schema registry, answers.
-            KafkaRefusedError: No such topic; or credentials, a certificate, rights or settings are wrong.
+        Raises SourceInterruptedError if no broker, or no schema registry, answers; KafkaRefusedError if there is no
+        such topic, or credentials, a certificate, rights or settings are wrong.
         """
         begun = await self._beginning.known()
         oldest, restored = self._settings.start == "oldest", self._beginning.restored
@@ -137,9 +135,7 @@ class KafkaSource:
     async def batches(self) -> AsyncIterator[Batch]:
         """What the topic has, and then what comes; never ends.
 
-        Raises:
-            SourceInterruptedError: Kafka is away.
-            KafkaRefusedError: Kafka refuses us.
+        Raises SourceInterruptedError if Kafka is away; KafkaRefusedError if Kafka refuses us.
         """
         idle = asyncio.create_task(self._stay())
         try:
@@ -154,8 +150,7 @@ class KafkaSource:
     async def acknowledge(self, batch: Batch) -> None:
         """Commit what a batch has brought, soon; what was assigned to others meanwhile is theirs to read again.
 
-        Raises:
-            KafkaRefusedError: Kafka refuses us.
+        Raises KafkaRefusedError if Kafka refuses us.
         """
         positions: _Positions = batch.position
         with self._changed:

@@ -40,11 +40,8 @@ class _Found:
 class LogFiles:
     """The files of a source, each with its position.
 
-    Args:
-        positions: How far they have been read, by identity.
-
-    Attributes:
-        problems: Files that cannot be read, and why. The source takes them.
+    `positions`: how far they have been read, by identity. `problems`: files that cannot be read, and why. The source
+    takes them.
     """
 
     def __init__(self, settings: LogfileSourceSettings, positions: dict[str, FilePosition]) -> None:
@@ -247,8 +244,7 @@ class LogFiles:
     def _form_of(self, stream: BinaryIO) -> LogFormat | None:
         """The format of a file; None if its header is not whole yet.
 
-        Raises:
-            ValueError: Its first line is not a header.
+        Raises ValueError if its first line is not a header.
         """
         header = b""
         if has_header(self._settings):

@@ -33,8 +33,7 @@ class Parsed(NamedTuple):
 class LogFormat:
     """The format of one file, which may have a header of its own.
 
-    Attributes:
-        quoted: Whether a record in quotes may span lines.
+    `quoted`: whether a record in quotes may span lines.
     """
 
     quoted = False
@@ -214,8 +213,7 @@ _REQUEST_PARTS = 3
 def access_time(text: str) -> str:
     """Time of an access log, `10/Oct/2025:13:55:36 -0700`, as RFC 3339 has it.
 
-    Raises:
-        ValueError: It is not a time.
+    Raises ValueError if it is not a time.
     """
     found = _ACCESS_TIME.fullmatch(text)
     month = _MONTHS.get(found[2]) if found else None

@@ -96,8 +96,7 @@ class FilePositions:
     async def load(self) -> dict[str, FilePosition]:
         """All of them, by identity, the last written at the end.
 
-        Raises:
-            SourceInterruptedError: The cluster did not answer.
+        Raises SourceInterruptedError if the cluster did not answer.
         """
         try:
             found = [msgspec.convert(value, FilePosition) for value in (await self._positions.load()).values()]
@@ -111,9 +110,8 @@ class FilePositions:
     async def save(self, position: FilePosition) -> None:
         """Write one.
 
-        Raises:
-            SourceInterruptedError: The cluster did not answer.
-            PositionTakenError: Another process follows the same file under the same name.
+        Raises SourceInterruptedError if the cluster did not answer; PositionTakenError if another process follows the
+        same file under the same name.
         """
         position.at = time.time()
         try:

@@ -152,8 +152,7 @@ class Tail:
     def now(self, start: int, size: int) -> bytes:
         """A piece of the file as it is now, even if its name is gone; of a packed one only of its head.
 
-        Raises:
-            OSError: The file cannot be read.
+        Raises OSError if the file cannot be read.
         """
         if self.packed:
             return self.head[start : start + size]
@@ -166,12 +165,8 @@ class Tail:
     def read(self, size: int = CHUNK, *, to_end: bool = False) -> list[Record]:
         """The next records; empty if there is no whole one now.
 
-        Args:
-            size: About how many bytes to read at once.
-            to_end: Also take a last line without a line end.
-
-        Raises:
-            OSError: The file cannot be read.
+        `size`: about how many bytes to read at once; `to_end`: also take a last line without a line end. Raises OSError
+        if the file cannot be read.
         """
         while True:
             try:

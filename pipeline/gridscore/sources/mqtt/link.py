@@ -115,9 +115,8 @@ class MqttLink:
     async def connect(self) -> None:
         """Connect, and take up our session.
 
-        Raises:
-            SourceInterruptedError: The broker cannot be reached, or is not ready.
-            GridscoreError: It refuses us, or is not the one that it should be.
+        Raises SourceInterruptedError if the broker cannot be reached, or is not ready; GridscoreError if it refuses us,
+        or is not the one that it should be.
         """
         settings, url = self._settings, urlsplit(self._settings.broker)
         host, port = url.hostname or "", url.port or (8883 if url.scheme == "mqtts" else 1883)
@@ -171,9 +170,7 @@ class MqttLink:
     async def subscribe(self, filters: Sequence[str]) -> None:
         """Subscribe with QoS 1; what the session holds comes at once, with some brokers even before their answer.
 
-        Raises:
-            SourceInterruptedError: The broker did not answer.
-            GridscoreError: It refuses a topic.
+        Raises SourceInterruptedError if the broker did not answer; GridscoreError if it refuses a topic.
         """
         # A retained message comes when a subscription is new, not each time that we connect.
         options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
@@ -189,9 +186,8 @@ class MqttLink:
     async def wait(self) -> None:
         """Wait for messages.
 
-        Raises:
-            SourceInterruptedError: The connection is lost; the session keeps what was not acknowledged.
-            GridscoreError: Another client has taken our place.
+        Raises SourceInterruptedError if the connection is lost; the session keeps what was not acknowledged;
+        GridscoreError if another client has taken our place.
         """
         while self._lost is None and not self._messages:
             self._arrived.clear()
@@ -213,8 +209,7 @@ class MqttLink:
     def acknowledge(self, receipts: Sequence[bytes]) -> None:
         """Confirm messages, in the order in which they came.
 
-        Raises:
-            SourceInterruptedError: The connection is lost; they will come again.
+        Raises SourceInterruptedError if the connection is lost; they will come again.
         """
         self.check()
         if receipts:

@@ -102,8 +102,7 @@ class MessageDecoder:
     def _fields(self, payload: bytes) -> dict[str, Any] | None:
         """The object that a message is; None if it is something else that may be a value.
 
-        Raises:
-            ValueError: It is neither.
+        Raises ValueError if it is neither.
         """
         try:
             value = _decode(payload)
@@ -123,8 +122,7 @@ class MessageDecoder:
     def _value(payload: bytes) -> Any:
         """A number, true, false or null as JSON has it, or else a text.
 
-        Raises:
-            ValueError: It is not UTF-8, or looks like a broken object.
+        Raises ValueError if it is not UTF-8, or looks like a broken object.
         """
         try:
             return _decode(payload)

@@ -32,14 +32,8 @@ class Message(NamedTuple):
 def read_message(first: int, body: bytes, length: int, *, five: bool) -> Message:
     """Take a PUBLISH apart.
 
-    Args:
-        first: Its first byte.
-        body: What follows the length, or so much of it as there was room for.
-        length: The bytes that follow.
-        five: Whether it is one of MQTT 5.
-
-    Raises:
-        MalformedPacket: It is not one.
+    `first`: its first byte; `body`: what follows the length, or so much of it as there was room for; `length`: the
+    bytes that follow; `five`: whether it is one of MQTT 5. Raises MalformedPacket if it is not one.
     """
     begin = 2 + int.from_bytes(body[:2])
     topic, properties = body[2:begin], b""
@@ -61,8 +55,7 @@ def read_message(first: int, body: bytes, length: int, *, five: bool) -> Message
 def user_property(properties: bytes, name: str) -> str | None:
     """The first user property of that name, if it is not empty.
 
-    Raises:
-        ValueError: These are not properties of a message.
+    Raises ValueError if these are not properties of a message.
     """
     wanted, at = name.encode(), 0
     try:

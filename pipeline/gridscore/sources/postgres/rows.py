@@ -99,12 +99,8 @@ async def describe(
 ) -> Query:
     """Find out the columns of a query.
 
-    Args:
-        what: Its name in messages.
-
-    Raises:
-        PostgresError: It cannot be run, or lacks a column.
-        psycopg.Error: The server did not answer as it should.
+    `what`: its name in messages. Raises PostgresError if it cannot be run, or lacks a column; psycopg.Error if the
+    server did not answer as it should.
     """
     text = text.strip().removesuffix(";")
     try:

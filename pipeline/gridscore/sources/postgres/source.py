@@ -357,8 +357,7 @@ def trigger_statements(table: str, channel: str, key: Sequence[str]) -> str:
     A notification is a JSON object of the key's columns. It is empty, which means "read everything", when the table was
     truncated, or when a key is too long for one: the transaction that changes the table must not fail because of it.
 
-    Args:
-        table: `table` or `schema.table`.
+    `table`: `table` or `schema.table`.
     """
     schema, _, name = table.rpartition(".")
     function = quoted(".".join(filter(None, (schema, f"gridscore_{channel}_{name}"[:63]))))
