@@ -121,7 +121,7 @@ def test_a_default_is_not_a_code(trained):
     given = parse_job(JOB.replace("category(country)", "{expression: category(country), default: -3}"), "test")
     filled = offline_matrix(given, history(5_000))
     assert (filled.values[:, 1] == -3).any()
-    found = baseline.baseline_of(filled.names, filled.values, filled.categories, None)
+    found = baseline.baseline_of(filled.names, filled.values, filled.categories, None, len(filled))
     assert found.features["country"] == model.version.baseline.features["country"]
     plan = FeaturePlan(given, {}, matrix.categories)
     sketch = Sketch(model.version, model.version.baseline, plan.quality)
@@ -171,25 +171,25 @@ def test_figures_are_those_of_numpy(trained):
 
 
 def test_a_column_without_values_has_no_psi():
-    empty = baseline.baseline_of(("x",), np.full((200, 1), np.nan, np.float32), {}, None)
+    empty = baseline.baseline_of(("x",), np.full((200, 1), np.nan, np.float32), {}, None, 200)
     assert empty.features["x"].missing == 1.0
     (figures,) = figures_of(empty, Tally(0, 1, 100, ((60, 40, 0),))).values()
     assert (figures.psi, figures.ks, figures.missing) == (None, None, 0.4)
     assert figures_of(empty, Tally(0, 1, 100, ((1, 2),))) == {}  # of another baseline
-    assert baseline.baseline_of(("x",), np.empty((0, 1), np.float32), {}, None) is None
+    assert baseline.baseline_of(("x",), np.empty((0, 1), np.float32), {}, None, 0) is None
 
 
 def test_a_baseline_stays_small():
     values = np.random.default_rng(0).normal(size=(300, 3_000)).astype(np.float32)
-    kept = baseline.baseline_of([f"feature number {n}" for n in range(3_000)], values, {}, None)
+    kept = baseline.baseline_of([f"feature number {n}" for n in range(3_000)], values, {}, None, len(values))
     assert 500 < len(kept.features) < 3_000
     assert len(msgspec.json.encode(kept)) < baseline.MAX_BYTES
     texts = [f"text {n}" for n in range(2_000)]
     codes = np.r_[np.repeat(np.arange(80), 40), np.arange(2_000)].astype(np.float32)[:, None]
-    column = baseline.baseline_of(["c"], codes, {"c": texts}, None).features["c"]
+    column = baseline.baseline_of(["c"], codes, {"c": texts}, None, len(codes)).features["c"]
     assert column.texts == tuple(texts[:50])
     assert column.shares[-1] == pytest.approx(1 - 50 * 41 / 5_200, abs=1e-6)
-    rare = baseline.baseline_of(["c"], codes[3_200:], {"c": texts}, None).features["c"]
+    rare = baseline.baseline_of(["c"], codes[3_200:], {"c": texts}, None, len(codes)).features["c"]
     assert (rare.texts, rare.shares) == ((), (1.0,))
 
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from gridscore.cli import _commands
 from gridscore.errors import ModelError, ModelMismatchError, TableError
 from gridscore.features import EventDecoder, FeaturePlan, OfflineMatrix, encodings, offline_matrix
+from gridscore.features.baseline import baseline_of
 from gridscore.job import Job
 from gridscore.models.candidate import Candidate
 from gridscore.models.comparison import compare
@@ -164,12 +165,23 @@ def test_encodings_travel_with_the_model(matrix, tmp_path):
     assert "encoding rate" in facts
 
 
-def test_drift_is_not_told_of_what_has_other_numbers_in_training_than_live():
+def test_drift_is_told_from_what_the_stream_sees_and_not_from_the_numbers_of_the_folds(tmp_path):
     plain = JOB.to_json()
     job = Job.from_json({**plain, "features": {**plain["features"], "doubled": "rate * 2", "rated": "amount * 2"}})
-    matrix = offline_matrix(job, history(), label="late")
-    baseline = Candidate.check(trained(matrix), "m", jobs={"shop": job}).version.baseline
-    assert baseline.features.keys() == {"amount", "share", "first", "third", "rated"}
+    frame = history()
+    matrix = offline_matrix(job, frame, label="late")
+    assert matrix.served.keys() >= {"rate", "doubled"}
+    assert not matrix.served.keys() & {"amount", "share", "rated"}
+    live = offline_matrix(job, frame, categories=matrix)
+    assert not live.served
+    matrix.to_parquet(tmp_path / "m.parquet")
+    for each in (matrix, OfflineMatrix.from_parquet(tmp_path / "m.parquet")):
+        booster = trained(each)
+        version = Candidate.check(booster, "m", jobs={"shop": job}).version
+        assert version.baseline.features.keys() == set(job.features)
+        seen = baseline_of(live.names, live.values, live.categories, live.predict(booster), len(live))
+        assert version.baseline == seen
+        assert baseline_of(each.names, each.values, each.categories, each.predict(booster), len(each)) != seen
 
 
 def test_a_sample_judges_no_version_that_encodes_otherwise(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import Meta
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -78,30 +78,27 @@ def baseline_of(
     values: NDArray[np.float32],
     categories: Mapping[str, Sequence[str]],
     scores: NDArray[np.float32] | None,
-    but: Collection[str] = (),
+    rows: int,
 ) -> Baseline | None:
-    """The baseline of a matrix and its scores, but for some of its features; None if it has no rows."""
+    """The baseline of a matrix and its scores, which are a sample of so many rows; None if there is none."""
     if not len(values):
         return None
-    some = sample(len(values))
     features: dict[str, Column] = {}
     given = () if scores is None else scores.reshape(len(scores), -1).T[:MAX_SCORES]
     outputs = tuple(_numbers(each) for each in given)
     room = MAX_BYTES - len(msgspec.json.encode(outputs))
     for name, column in zip(names, values.T, strict=True):
-        if name in but:
-            continue
-        found = _texts(column[some], categories[name]) if name in categories else _numbers(column[some])
+        found = _texts(column, categories[name]) if name in categories else _numbers(column)
         room -= len(msgspec.json.encode((name, found)))
         if room < 0:
             break
         features[name] = found
-    return Baseline(len(values), features, outputs)
+    return Baseline(rows, features, outputs)
 
 
 def sample(rows: int) -> slice:
-    """Rows of a matrix that are looked at, evenly spread."""
-    return slice(None, None, -(-rows // _ROWS))
+    """Rows of a matrix that a baseline is made of, evenly spread."""
+    return slice(None, None, max(1, -(-rows // _ROWS)))
 
 
 def edges_of(reference: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import re
 from typing import TYPE_CHECKING, Annotated, cast
 
 import msgspec
@@ -102,15 +101,6 @@ def fingerprints_of(definitions: Definitions | None) -> dict[str, str]:
     """Fingerprints of encodings, by feature."""
     found = definitions.encodings if definitions is not None else {}
     return {name: encoding.fingerprint for name, encoding in found.items()}
-
-
-def made_of_labels(definitions: Definitions | None) -> set[str]:
-    """Features made with `target`, or of such: in the matrix that learns they have the numbers of five folds."""
-    found: set[str] = set()
-    for name, text in definitions.features.items() if definitions is not None else ():
-        if "target(" in text or found.intersection(re.findall(r"\w+", text)):
-            found.add(name)
-    return found
 
 
 def definitions_of(job: Job) -> Definitions:

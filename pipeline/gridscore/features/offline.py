@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,6 @@ from gridscore.features.definitions import (
     Training,
     definitions_of,
     learnt_of,
-    made_of_labels,
 )
 from gridscore.features.encodings import FOLDS, Encoding, Texts, encodings_of, folds_of
 from gridscore.features.events import EventDecoder
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from gridscore.job import Job
 
 MARGINS = "base_margin"  # the column of a Parquet file with the margins, if the job has any
+_SERVED = "gridscore.served"
 _BATCH = 8_192
 
 
@@ -66,6 +66,8 @@ class OfflineMatrix:
         margins: The margin of each event, float32, for `base_margin` of a DMatrix; None if the job has none.
         margin: Its expression.
         definitions: How the features were made; None of a file that an earlier version wrote.
+        served: Features made of labels that other rows teach, as the stream has them: of the rows that a baseline is
+            made of, by name.
     """
 
     names: tuple[str, ...]
@@ -78,6 +80,7 @@ class OfflineMatrix:
     margins: NDArray[np.float32] | None = None
     margin: str = ""
     definitions: Definitions | None = None
+    served: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -119,10 +122,11 @@ class OfflineMatrix:
                 f"Attach the matrix that it was trained on; its columns are {_few(self.names)}.",
             )
         self._check_codes(booster)
-        folded = made_of_labels(self.definitions)
-        seen = baseline_of(self.names, self.values, self.categories, self._scores(model), but=folded)
+        booster.set_attr(**{ATTRIBUTE: self.attribute})
+        live = self._as_served()
+        seen = baseline_of(self.names, live.values, self.categories, _scores(live, model), len(self))
         training = Training(self.fingerprint, len(self), parameters_of(booster), tuple(map(str, labels)), seen)
-        booster.set_attr(**{ATTRIBUTE: self.attribute, TRAINING: msgspec.json.encode(training).decode()})
+        booster.set_attr(**{TRAINING: msgspec.json.encode(training).decode()})
 
     def dmatrix(self, label: Any = None, rows: Any = None, **options: Any) -> Any:
         """The matrix, or some rows of it, as an `xgboost.DMatrix` to train with.
@@ -178,16 +182,14 @@ class OfflineMatrix:
                 )
         return self._predict(model, rows)
 
-    def _scores(self, model: Any) -> NDArray[np.float32] | None:
-        """What a model gives for some rows; None if it cannot predict."""
-        import xgboost
-
-        try:
-            with xgboost.config_context(verbosity=0):
-                scores = self._predict(model, sample(len(self)))
-        except (xgboost.core.XGBoostError, ValueError, TypeError):
-            return None
-        return scores if len(self) else None
+    def _as_served(self) -> OfflineMatrix:
+        """The rows that a baseline is made of, as the stream would see them."""
+        rows = sample(len(self))
+        values = self.values[rows].copy()
+        for name, column in self.served.items():
+            values[:, self.names.index(name)] = column
+        margins = None if self.margins is None else self.margins[rows]
+        return replace(self, values=values, rows=self.rows[rows], margins=margins, kept=None, served={})
 
     def _predict(self, model: Any, rows: Any) -> NDArray[np.float32]:
         booster = booster_of(model)
@@ -240,7 +242,8 @@ class OfflineMatrix:
             except (ValueError, pa.ArrowException) as error:
                 raise TableError(f"The column `{name}` cannot be kept in a Parquet file: {error}.") from None
         table = pa.table(columns)
-        table = table.replace_schema_metadata({ATTRIBUTE: self.attribute})
+        served = msgspec.msgpack.encode({name: column.tobytes() for name, column in self.served.items()})
+        table = table.replace_schema_metadata({ATTRIBUTE: self.attribute, _SERVED: served})
         try:
             parquet.write_table(table, path)
         except OSError as error:
@@ -277,7 +280,31 @@ class OfflineMatrix:
             margins=margins,
             margin=margin,
             definitions=attribute.definitions,
+            served=_served_of((table.schema.metadata or {}).get(_SERVED.encode(), b""), names, len(values)),
         )
+
+
+def _scores(matrix: OfflineMatrix, model: Any) -> NDArray[np.float32] | None:
+    """What a model gives for a matrix; None if it cannot predict."""
+    import xgboost
+
+    try:
+        with xgboost.config_context(verbosity=0):
+            scores = matrix.predict(model)
+    except (xgboost.core.XGBoostError, ValueError, TypeError):
+        return None
+    return scores if len(matrix) else None
+
+
+def _served_of(packed: bytes, names: Sequence[str], rows: int) -> dict[str, NDArray[np.float32]]:
+    """As `to_parquet` has packed it; nothing of a file by an earlier version."""
+    try:
+        found = msgspec.msgpack.decode(packed or b"\x80", type=dict[str, bytes])
+        columns = {name: np.frombuffer(column, np.float32) for name, column in found.items() if name in names}
+    except (msgspec.DecodeError, ValueError):
+        return {}
+    length = len(range(rows)[sample(rows)])
+    return {name: column for name, column in columns.items() if len(column) == length}
 
 
 def _attached(booster: Any) -> dict[str, Learnt] | None:
@@ -432,6 +459,7 @@ def offline_matrix(
     plan = FeaturePlan(job, filled, categories or {})
     decider = Decider(job, filled, categories or {}) if score is not None and job.decisions else None
     values = np.empty((total, len(plan.names)), np.float32)
+    live = np.empty_like(values) if folds else values
     rows = np.empty(total, np.intp)
     margins = None if job.margin is None else np.empty(total, np.float32)
     outcomes: list[pd.DataFrame] = []
@@ -440,6 +468,7 @@ def offline_matrix(
         events = batch
         matrix, begins = plan.inputs(events)
         kept_rows = np.array(positions, np.intp)
+        served = matrix.copy() if folds else matrix
         for fold, other in enumerate(folds):
             some = np.flatnonzero(fold_of[kept_rows] == fold)
             matrix[some], theirs = other.inputs(events.take(some))
@@ -452,9 +481,11 @@ def offline_matrix(
                     f"{source}, row {positions[lacking[0]] + 1}: the job's `margin` gives no number.",
                     "Such an event is not scored. Give `margin` a `default`, or leave such rows out with `--skip-bad`.",
                 )
-            matrix, kept_rows = np.delete(matrix, lacking, axis=0), np.delete(kept_rows, lacking)
+            matrix, served = np.delete(matrix, lacking, axis=0), np.delete(served, lacking, axis=0)
+            kept_rows = np.delete(kept_rows, lacking)
             begins, events = np.delete(begins, lacking), events.without(lacking.tolist())
             margins[filled_to : filled_to + len(begins)] = begins
+        live[filled_to : filled_to + len(matrix)] = served
         values[filled_to : filled_to + len(matrix)] = matrix
         rows[filled_to : filled_to + len(matrix)] = kept_rows
         filled_to += len(matrix)
@@ -466,9 +497,11 @@ def offline_matrix(
         columns.append(pd.concat(outcomes, ignore_index=True))
     mine = {name: known for name, known in (categories or {}).items() if name in job.features}
     encodings = {name: known for name, known in mine.items() if isinstance(known, Encoding)}
+    values, live = values[:filled_to], live[:filled_to]
+    watched = sample(filled_to)
     return OfflineMatrix(
         names=plan.names,
-        values=values[:filled_to],
+        values=values,
         categories={name: tuple(map(str, known)) for name, known in mine.items() if name not in encodings},
         rows=rows[:filled_to],
         skipped=total - filled_to,
@@ -480,6 +513,11 @@ def offline_matrix(
             for name, table in filled.items()
         },
         definitions=msgspec.structs.replace(definitions_of(job), encodings=encodings),
+        served={
+            name: live[watched, place].copy()
+            for place, name in enumerate(plan.names)
+            if folds and not np.array_equal(live[:, place], values[:, place], equal_nan=True)
+        },
     )
 
 
