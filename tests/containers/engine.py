@@ -166,7 +166,7 @@ class Engine:
         certificates = ["-v /etc/ssl/certs:/etc/ssl/certs:ro", "--env PIP_CERT=/etc/ssl/certs/ca-certificates.crt"]
         arguments = " ".join(["--layers", *certificates, *(f"--build-arg {each}" for each in mine)])
         arguments += f" --target {target}" if target else ""
-        self.run("make", "image", "ENGINE=podman", f"IMAGE={image}", f"ARGS={arguments}", seconds=280)
+        self.run("make", "image", "ENGINE=podman", f"IMAGE={image}", f"ARGS={arguments}", seconds=900)
 
     def prune(self) -> None:
         """Remove what earlier builds left and no image with a name is made of; one that runs beside us is younger."""

@@ -19,7 +19,7 @@ from gridscore.grid.artifacts import DEFAULT_VERSION
 IMAGE = "localhost/gridscore-test"
 MEMBERS = [f"member-{number}" for number in (1, 2, 3)]
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1_500)
 
 
 class Composed:
