@@ -175,7 +175,6 @@ class Containers:
 
     @_asked
     def workers(self, job: str) -> list[Any]:
-        """The containers of workers of a job."""
         return self._find("worker", job)
 
     @_asked

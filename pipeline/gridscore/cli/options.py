@@ -154,11 +154,9 @@ class App(typer.Typer):
     """Commands; a parameter `connection` stands for the options of a connection."""
 
     def command(self, *args: Any, **kwargs: Any) -> Callable[[_Command], _Command]:
-        """As typer's."""
         return _adding(super().command(*args, **kwargs))
 
     def callback(self, *args: Any, **kwargs: Any) -> Callable[[_Command], _Command]:
-        """As typer's."""
         return _adding(super().callback(*args, **kwargs))
 
 

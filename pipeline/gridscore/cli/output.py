@@ -48,7 +48,6 @@ class _Console(Console):
     """Leaves it to the terminal to break lines of text, so that they can be copied whole."""
 
     def print(self, *objects: Any, soft_wrap: bool | None = None, **more: Any) -> None:
-        """As rich's."""
         super().print(*objects, soft_wrap=soft_wrap or all(isinstance(each, str) for each in objects), **more)
 
 

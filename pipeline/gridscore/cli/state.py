@@ -24,7 +24,6 @@ class _Showing(typer.core.TyperGroup):
     """Shows an entity where no command is named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """See click."""
         if args and args[0] not in (*self.commands, *ctx.help_option_names):
             args = ["show", *args]
         return super().parse_args(ctx, args)

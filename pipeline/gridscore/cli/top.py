@@ -104,7 +104,6 @@ class _Screen:
             await self._watcher.look(_REFRESH_SECONDS, ended)
 
     def print_once(self) -> None:
-        """Print it once."""
         from gridscore.cli.board import board
 
         console.print(board(self._scene(), console.width), crop=False, soft_wrap=not console.is_terminal)

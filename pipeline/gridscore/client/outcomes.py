@@ -159,7 +159,6 @@ class Outcomes:
         return waiter
 
     def leave(self, waiter: Waiter) -> None:
-        """Stop waiting."""
         if not waiter.answer.cancel() and not waiter.answer.cancelled():
             waiter.answer.exception()  # seen, even if another error came first
         waiters = self._waiting[waiter.key]

@@ -136,12 +136,10 @@ class StructCells:
         return len(self._events)
 
     def objects(self, field: int, /) -> list[Any]:
-        """See :class:`Cells`."""
         # A pass a field is faster than one pass that makes a tuple an event: the garbage collector looks at tuples.
         return list(map(attrgetter(self._fields[field][0]), self._events))
 
     def numbers(self, field: int, /) -> NDArray[np.float64]:
-        """See :class:`Cells`."""
         values, kind = self.objects(field), self._fields[field][1]
         if kind.type == "timestamp" and kind.unit == "iso":
             return _times(values)
@@ -151,11 +149,9 @@ class StructCells:
             return np.array(values, np.float64)  # twice as slow, but None is NaN to it
 
     def rows(self, field: int, index: dict[Any, int], _version: int, /) -> NDArray[np.intp]:
-        """See :class:`Cells`."""
         return np.fromiter(map(index.get, self.objects(field), repeat(0)), np.intp, len(self._events))
 
     def take(self, rows: Iterable[int], /) -> StructCells:
-        """See :class:`Cells`."""
         return StructCells(self._schema, [self._events[row] for row in rows])
 
 

@@ -67,7 +67,6 @@ class Texts:
         self._of_row = np.full(rows, -1, np.int64)
 
     def add(self, rows: Sequence[int], texts: Sequence[str | None]) -> None:
-        """Note the texts of some rows."""
         numbers = self._numbers
         self._of_row[rows] = [-1 if text is None else numbers.setdefault(text, len(numbers)) for text in texts]
 
@@ -101,7 +100,6 @@ def encodings_of(
 
 
 def folds_of(rows: int) -> NDArray[np.int64]:
-    """The fold of each row."""
     found: NDArray[np.int64] = np.random.default_rng(SEED).permutation(rows) % FOLDS
     return found
 

@@ -47,7 +47,6 @@ def _values(column: Any) -> list[Any]:
 
 
 def _value(value: Any) -> Any:
-    """As JSON has it."""
     if isinstance(value, dt.date):
         return value.isoformat()
     if isinstance(value, decimal.Decimal):

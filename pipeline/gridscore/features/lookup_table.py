@@ -75,7 +75,6 @@ class LookupTable:
         return self._index.get(key, 0) != 0
 
     def keys(self) -> Iterable[Any]:
-        """The keys held."""
         return self._index.keys()
 
     def put(self, key: Any, payload: bytes | str) -> None:

@@ -48,7 +48,6 @@ class BadRecords:
         return sorted(self._known.values(), key=lambda bad: (bad.map_name, bad.key))
 
     def note(self, found: Iterable[BadRecord]) -> None:
-        """Add some."""
         for bad in found:
             self._known[bad.map_name, bad.key_data] = bad
             if self.is_new(bad.map_name, bad.key_data, bad.value_data):

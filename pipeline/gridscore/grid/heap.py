@@ -176,7 +176,6 @@ class HeapWatch:
                 pass  # it comes later, or never
 
     def close(self) -> None:
-        """Ask no more."""
         self._closed = True
         for task in self._followers.values():
             task.cancel()

@@ -55,7 +55,6 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def record_text(value: dict[str, Any]) -> str:
-    """The text of a record's value."""
     return _encode(value).decode()
 
 
@@ -168,7 +167,6 @@ class Records:
         return bool(await (await self._map()).remove_if_same(record.key, HazelcastJsonValue(record.raw)))
 
     async def remove_bad(self, bad: BadRecord) -> bool:
-        """As `remove`, a bad record."""
         return await remove_same(self._grid, self.map_name, bad.key_data, bad.value_data)
 
     async def repair(self, bad: BadRecord, value: dict[str, Any]) -> bool:

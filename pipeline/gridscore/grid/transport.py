@@ -112,7 +112,6 @@ class _Protocol(HazelcastProtocol):  # type: ignore[misc]
         super().connection_made(transport)
 
     def hold_at_most(self, seconds: float) -> None:
-        """See `Outbox`."""
         if self._outbox is not None:
             self._outbox.hold_at_most(seconds)
 

@@ -170,7 +170,6 @@ class Group:
     # ------------------------------------------------------------------ the way of a batch
 
     def read_at_most(self, events: int) -> None:
-        """Let a read return no more events than this."""
         self._reader.page_events = min(self._reader.page_events, events)
 
     def take(self, most: int) -> list[Arrival]:

@@ -110,7 +110,6 @@ class Lease:
         return min(self.session.until, self.ends) if self.is_held else float("-inf")
 
     def adopt(self, written: Written) -> None:
-        """Note what was written."""
         self.record, self.text, _ = written
 
 

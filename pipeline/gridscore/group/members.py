@@ -90,7 +90,6 @@ def unpacked(text: str) -> int:
 
 
 def bits_of(partitions: Iterable[int]) -> int:
-    """A bit for each partition."""
     bits = 0
     for partition in partitions:
         bits |= 1 << partition
@@ -268,7 +267,6 @@ class Members:
             self._stops.append(await self._holdings.watch(changed))
 
     async def close(self) -> None:
-        """Stop watching."""
         while self._stops:
             await self._stops.pop()()
 

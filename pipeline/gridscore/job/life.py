@@ -75,7 +75,6 @@ class JobRecord:
 
     @property
     def name(self) -> str:
-        """Name of the job."""
         return self.job.name
 
     def _repr_html_(self) -> str:
@@ -262,7 +261,6 @@ class Jobs:
         return JobRecord.from_record(record)
 
     async def find(self, name: str) -> JobRecord | None:
-        """The job of that name, or None."""
         record = await self._records.get(name)
         return None if record is None else JobRecord.from_record(record)
 

@@ -43,11 +43,9 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """Of its record."""
         return f"{self.model}/{self.version}/{self.job}"
 
     def is_of(self, model: str, version: int) -> bool:
-        """Whether it is of a version."""
         return (self.model, self.version) == (model, version)
 
     @property
@@ -78,6 +76,5 @@ async def keep(grid: Grid, certificate: Certificate) -> None:
 
 
 async def forget(grid: Grid, certificates: Iterable[Certificate]) -> None:
-    """Remove some."""
     for each in certificates:
         await Records(grid, PARITY_MAP).delete(each.key)

@@ -88,7 +88,6 @@ class Chunks:
         return found
 
     async def delete(self, keys: Iterable[str]) -> None:
-        """Remove chunks."""
         chunks = await self._grid.map(CHUNKS_MAP)
         for key in keys:
             await chunks.delete(key)

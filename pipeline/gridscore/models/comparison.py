@@ -60,7 +60,6 @@ class Comparison(msgspec.Struct, frozen=True):
     scores: Scores | None = None  # None if there were no rows to score
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
         for fact, each in zip(self.facts, plain["facts"], strict=True):
             each["differs"] = fact.differs

@@ -187,7 +187,6 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """For the grid."""
         return dict(msgspec.to_builtins(self, str_keys=True))
 
     @classmethod
@@ -421,7 +420,6 @@ class Standing(NamedTuple):
         return compared(self.counts, paired=self.experiment.kind == "shadow")
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
         counts = self.counts
         made: dict[str, Any] = {**self.experiment.to_json(), "share": self.experiment.share, "psi": shift_of(counts)}
         for name, each in zip(VARIANTS, (counts.champion, counts.challenger), strict=True):

@@ -29,7 +29,6 @@ class Verdict(NamedTuple):
     text: str
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
         return self._asdict()
 
 

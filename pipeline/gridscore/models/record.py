@@ -200,7 +200,6 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
         return self.begun(upload, now)
 
     def without(self, uploads: set[str]) -> ModelRecord:
-        """Without these uploads."""
         return msgspec.structs.replace(self, uploads={u: at for u, at in self.uploads.items() if u not in uploads})
 
     def stale(self, now: float) -> set[str]:

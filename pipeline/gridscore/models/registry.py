@@ -86,7 +86,6 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
         return self.about.get(version, About())
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
         return dict(msgspec.to_builtins(self, str_keys=True))
 
     def _repr_html_(self) -> str:

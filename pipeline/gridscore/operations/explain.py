@@ -52,7 +52,6 @@ class Explanation:
     notes: list[str] = field(default_factory=list)  # what is not known, or is otherwise now
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
         return asdict(self)
 
 

@@ -129,7 +129,6 @@ class _Journals:
         self._looks: deque[tuple[float, Mapping[int, Position]]] = deque()
 
     async def look(self, grid: Grid) -> None:
-        """Look once."""
         leases = {partition: self.group.record(partition) for partition in self.group.held}
         known, problem = await positions(grid, self.group.subscription, leases, list(leases))
         if known is None:

@@ -57,7 +57,6 @@ class Passed:
     micros: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
         return asdict(self)
 
 

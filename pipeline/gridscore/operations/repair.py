@@ -70,7 +70,6 @@ class Repair:
 
     @property
     def what(self) -> str:
-        """What is done."""
         return "removes it" if self.value is None else "repairs it"
 
 

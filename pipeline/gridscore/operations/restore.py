@@ -244,7 +244,6 @@ def _batches(entries: Mapping[bytes, bytes]) -> Iterable[dict[bytes, bytes]]:
 
 
 def to_json(point: Point, steps: Iterable[Step]) -> dict[str, Any]:
-    """For scripts."""
     return {
         "point": point.number,
         "at": point.at,

@@ -40,7 +40,6 @@ class Rollout(msgspec.Struct, frozen=True):
         return bool(self.workers) and all(worker.state == "live" for worker in self.workers)
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
         return {**msgspec.to_builtins(self), "complete": self.complete}
 
 

@@ -103,7 +103,6 @@ class SinkStatus:
         return round(sum(process.rate for process in self.processes), 1)
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
         return {
             "name": self.record.name,
             "kind": self.record.kind,

@@ -258,7 +258,6 @@ class JobStatus:
         return sum(position.unread for position in self.positions if position.owner == worker)
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
         record = self.record
         return {
             "name": record.name,

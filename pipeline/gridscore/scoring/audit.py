@@ -81,7 +81,6 @@ class Audit:
         return self.missing - self.scored - self.rejected
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
         return {**asdict(self), "left": self.left}
 
 

@@ -244,7 +244,6 @@ class Retention:
         return time.perf_counter() - began - waited
 
     async def _scored_past(self, partition: int, newest: int, others: list[Job]) -> None:
-        """Step 4."""
         deadline = self._grid.clock() + _PATIENCE_SECONDS
         while True:
             offset = self._acknowledged(partition)

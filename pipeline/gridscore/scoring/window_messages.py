@@ -59,12 +59,10 @@ def asks_too_much(job: Job, workers: int) -> str:
 
 
 def request_map(job: str) -> str:
-    """Name of the map of a job's requests."""
     return f"window-requests.{job}"
 
 
 def answer_map(job: str) -> str:
-    """Name of the map of a job's answers."""
     return f"window-answers.{job}"
 
 

@@ -81,7 +81,6 @@ _decode = msgspec.json.Decoder(Entry).decode
 
 
 def map_of(job: str) -> str:
-    """Name of the map of the states of a job's windows."""
     return f"windows.{job}"
 
 

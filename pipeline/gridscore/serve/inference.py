@@ -95,7 +95,6 @@ class Inference:
         self._models, self._problem, self._bodies = models, problem, bodies
 
     def router(self) -> APIRouter:
-        """Its addresses."""
         router = APIRouter(prefix="/v2", tags=["inference"])
         router.get("/health/live")(self._live)
         router.get("/health/ready")(self._ready)
@@ -117,7 +116,6 @@ class Inference:
         return json_response(503 if problem else 200, {"ready": not problem, **({"error": problem} if problem else {})})
 
     async def _server(self) -> Response:
-        """What this server is."""
         value = {"name": "gridscore", "version": version("gridscore"), "extensions": ["binary_tensor_data"]}
         return json_response(200, value)
 

@@ -42,7 +42,6 @@ class LiveVersion:
 
     @property
     def version(self) -> ModelVersion:
-        """Which it is."""
         return self._model.version
 
     @property

@@ -109,7 +109,6 @@ class Server:
                 task.cancel()
 
     async def _close(self) -> None:
-        """Stop listening."""
         await asyncio.gather(self.http.close(), *([] if self.grpc is None else [self.grpc.close()]))
 
     async def _live(self) -> None:

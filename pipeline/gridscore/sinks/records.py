@@ -136,7 +136,6 @@ async def all_sinks(grid: Grid) -> list[SinkRecord]:
 
 
 async def find_sink(grid: Grid, name: str) -> SinkRecord | None:
-    """The sink of that name, or None."""
     record = await Records(grid, SINKS_MAP).get(name)
     return None if record is None else SinkRecord.from_record(record)
 

@@ -219,12 +219,10 @@ class SourceStatus:
 
     @property
     def kind(self) -> str:
-        """Of the source."""
         return self._any.kind
 
     @property
     def map(self) -> str:
-        """The event map."""
         return self._any.map
 
     @property
@@ -284,7 +282,6 @@ class SourceStatus:
         return latest.error
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
         return {
             **{name: getattr(self, name) for name in ("name", "kind", "map", *_FIGURES)},
             "processes": [msgspec.to_builtins(process) for process in self.processes],

@@ -92,11 +92,9 @@ class Request:
         return found
 
     def text(self) -> str:
-        """A string."""
         return str(StringCodec.decode(self._message))
 
     def nullable_text(self) -> str | None:
-        """A string or None."""
         if self._message.peek_next_frame().is_null_frame():
             self._message.next_frame()
             return None
@@ -107,7 +105,6 @@ class Request:
         return bytes(self._message.next_frame().buf)
 
     def list(self, read: Callable[[], Any]) -> list[Any]:
-        """A list of what `read` reads."""
         self._message.next_frame()
         found = []
         while not self._message.peek_next_frame().is_end_frame():

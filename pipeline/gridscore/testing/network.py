@@ -147,7 +147,6 @@ class Link(asyncio.Transport):
             self._patience = loop.call_later(self._hold_seconds(), self._give_up)
 
     def is_closing(self) -> bool:
-        """Whether it is closed."""
         return not self.alive
 
     def close(self) -> None:

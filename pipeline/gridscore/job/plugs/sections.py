@@ -35,7 +35,6 @@ _log = logging.getLogger(__name__)
 
 
 def settings_class(side: Side, kind: str) -> type[BaseModel]:
-    """The settings of a kind that there is."""
     return cast("type[BaseModel]", _KINDS[side][kind].settings_class())
 
 

@@ -46,7 +46,6 @@ class Samples:
 
     @property
     def mean_bytes(self) -> float:
-        """Of a text."""
         return sum(map(len, self.texts)) / len(self.texts)
 
 

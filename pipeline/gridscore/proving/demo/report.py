@@ -181,7 +181,6 @@ class Report:
         return (self.check.events - self.check.missing) / self.seconds if self.seconds else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
         check = asdict(self.check)
         check.pop("first_unequal")
         return {

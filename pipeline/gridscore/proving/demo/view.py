@@ -46,7 +46,6 @@ class Step:
             self._console.print(f"  {text}", style="dim", highlight=False, markup=False, soft_wrap=True)
 
     def done(self, text: str) -> None:
-        """What to say when it is over."""
         self.outcome = text
 
     def __enter__(self) -> Self:

@@ -69,7 +69,6 @@ class Finding:
     examples: list[str] = field(default_factory=list)  # the first few, for people
 
     def add(self, example: str) -> None:
-        """One more."""
         self.count += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append(example)
@@ -152,7 +151,6 @@ class Verdict:
 
     @property
     def is_good(self) -> bool:
-        """Whether all is as it must be."""
         return not self.problems
 
 

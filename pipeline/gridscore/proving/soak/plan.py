@@ -83,7 +83,6 @@ class Counts:
 
     @property
     def total(self) -> int:
-        """All of them."""
         return sum(asdict(self).values())
 
     @property
@@ -147,7 +146,6 @@ class Plan:
         return [f"{fault.at:7.1f} s  {fault}" for fault in self.faults]
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
         return asdict(self)
 
 

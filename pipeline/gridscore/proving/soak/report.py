@@ -94,7 +94,6 @@ class Report:
         return [f"{what}: {example}" for what, finding in findings.items() if finding for example in finding.examples]
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
         return {
             "job": self.job,
             "seed": self.seed,

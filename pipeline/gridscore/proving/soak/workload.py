@@ -118,5 +118,4 @@ def _origin(seed: int, number: int) -> int:
 
 
 def event(seed: int, number: int) -> Event:
-    """The event of that number."""
     return block(seed, number // BLOCK)[number % BLOCK]

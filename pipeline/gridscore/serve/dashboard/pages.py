@@ -83,7 +83,6 @@ class Pages:
         self._templates.globals |= {"Role": Role, "health": figures.health, "build": version("gridscore")}
 
     def page(self, template: str, request: Request, visit: Visit, code: int = 200, **values: Any) -> Response:
-        """A page of a template."""
         values |= {"visit": visit, "path": request.scope["path"], "address": address_of(request)}
         values |= {"cluster": self._grid.settings.cluster_name, "clock": clock_text()}
         return HTMLResponse(self._templates.get_template(template).render(values), code)

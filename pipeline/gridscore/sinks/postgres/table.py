@@ -68,7 +68,6 @@ class ResultTable:
         await self._check(connection, found)
 
     async def exists(self, connection: psycopg.AsyncConnection[Any]) -> bool:
-        """Whether the table is there."""
         return await self._find(connection) is not None
 
     def statement(self) -> str:

@@ -104,7 +104,6 @@ def refusal(status: int, value: Any, headers: dict[str, str]) -> Response:
 
 
 def json_response(status: int, value: Any, headers: dict[str, str] | None = None) -> Response:
-    """An answer in JSON."""
     return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
 
 

@@ -43,7 +43,6 @@ class GridHealth:
         return self._error
 
     def close(self) -> None:
-        """Stop asking."""
         if self._asking is not None:
             self._asking.cancel()
 

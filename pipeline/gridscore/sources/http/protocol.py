@@ -103,7 +103,6 @@ class BoundedHeads(HttpToolsProtocol):
         self._watch()
 
     def resume_writing(self) -> None:
-        """It was read."""
         super().resume_writing()
         self._connections.received(self)
 
@@ -118,7 +117,6 @@ class BoundedHeads(HttpToolsProtocol):
             self.transport.close()
 
     def on_message_begin(self) -> None:
-        """A head begins."""
         self._moved = self._reading_head = True
         super().on_message_begin()
 
@@ -128,7 +126,6 @@ class BoundedHeads(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """A head is there."""
         self._moved, self._reading_head = True, False
         self._expect_nothing()
         if self.cycle is not None and not self.cycle.response_complete:

@@ -108,7 +108,6 @@ class LogFiles:
         return done, total
 
     def close(self) -> None:
-        """Close all files."""
         for tail in self._tails.values():
             tail.close()
         self._tails.clear()

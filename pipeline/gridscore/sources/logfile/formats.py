@@ -47,7 +47,6 @@ class JsonLines(LogFormat):
     """One JSON object a line. The event is the text as it is."""
 
     def parse(self, raw: bytes) -> Parsed:
-        """See `LogFormat.parse`."""
         try:
             return Parsed(_decode(raw), raw)
         except msgspec.ValidationError:
@@ -67,7 +66,6 @@ class Csv(LogFormat):
         self._converters = [READERS[types.get(name, "string")] for name in columns]
 
     def parse(self, raw: bytes) -> Parsed:
-        """See `LogFormat.parse`."""
         values = csv_values(raw, self._delimiter)
         if len(values) != len(self._columns):
             raise ValueError(f"It has {len(values)} fields where there are {len(self._columns)} columns.")
@@ -87,7 +85,6 @@ class Expression(LogFormat):
         self._converters = [(name, READERS[types[name]] if name in types else str) for name in names]
 
     def parse(self, raw: bytes) -> Parsed:
-        """See `LogFormat.parse`."""
         found = self._match(_text(raw))
         if found is None:
             raise ValueError("The pattern does not match.")
@@ -111,7 +108,6 @@ class Combined(LogFormat):
     ).fullmatch
 
     def parse(self, raw: bytes) -> Parsed:
-        """See `LogFormat.parse`."""
         found = self._match(_text(raw))
         if found is None:
             raise ValueError("It is not a line of an access log in the combined format.")

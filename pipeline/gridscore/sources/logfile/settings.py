@@ -83,7 +83,6 @@ class LogfileSourceSettings(SourceSettings):
 
     @property
     def has_end(self) -> bool:
-        """As of every source."""
         return self.until_end
 
     @model_validator(mode="after")

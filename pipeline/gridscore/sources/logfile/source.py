@@ -55,7 +55,6 @@ class LogfileSource:
         self._idle: dict[str, float] = {}
 
     async def open(self) -> None:
-        """See `Source.open`."""
         settings = self._settings
         self._files = LogFiles(settings, await self._positions.load())
         tails = await self._in_thread(self._files.scan)
@@ -76,7 +75,6 @@ class LogfileSource:
         return self._files.progress if self._files is not None and self._settings.until_end else None
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """See `Source.batches`."""
         files = self._opened
         while True:
             self._changed.clear()
@@ -96,12 +94,10 @@ class LogfileSource:
                 await asyncio.wait_for(self._changed.wait(), LOOK_SECONDS)
 
     async def acknowledge(self, batch: Batch) -> None:
-        """See `Source.acknowledge`."""
         if batch.position is not None:
             await self._positions.save(batch.position)
 
     async def close(self) -> None:
-        """See `Source.close`."""
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)

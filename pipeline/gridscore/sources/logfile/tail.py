@@ -182,7 +182,6 @@ class Tail:
                 return records
 
     def close(self) -> None:
-        """Close the file."""
         self._stream.close()
 
     def _cut(self, data: bytes, *, to_end: bool) -> list[Record]:

@@ -34,13 +34,11 @@ class MqttSource:
         self._room = asyncio.Semaphore(_UNDER_WAY)
 
     async def open(self) -> None:
-        """See `Source.open`."""
         self._link = MqttLink(self._settings, self._client_id)
         await self._link.connect()
         await self._link.subscribe(self._decoder.filters)
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """See `Source.batches`."""
         link, decode = self._opened, self._decoder.decode
         while True:
             await link.wait()
@@ -60,12 +58,10 @@ class MqttSource:
             yield Batch(entries, poison, receipts)
 
     async def acknowledge(self, batch: Batch) -> None:
-        """See `Source.acknowledge`."""
         self._room.release()
         self._opened.acknowledge(batch.position)
 
     async def close(self) -> None:
-        """See `Source.close`."""
         if self._link is not None:
             await self._link.close()
 

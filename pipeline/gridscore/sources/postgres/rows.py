@@ -69,7 +69,6 @@ class Query:
         return f"{column}::text"
 
     def row_of(self, record: Sequence[Any]) -> Row:
-        """The row of a record."""
         text, mark, *parts = record
         if None in parts:
             return Row(None, text, mark)

@@ -51,7 +51,6 @@ class PostgresSourceSettings(SourceSettings):
 
     @property
     def has_end(self) -> bool:
-        """As of every source."""
         return self.notify is None and self.poll_column is None
 
     @model_validator(mode="after")

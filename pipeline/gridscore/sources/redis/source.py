@@ -90,7 +90,6 @@ class RedisSource:
         )
 
     async def open(self) -> None:
-        """See `Source.open`."""
         latest = self._settings.start == "latest"
         begun = latest and await self._beginning.known()
         start = "$" if latest and not begun else _BEGINNING
@@ -109,7 +108,6 @@ class RedisSource:
         await self._keep([_BEGINNING])
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """See `Source.batches`."""
         keeping = asyncio.create_task(self._keep_under_way())
         try:
             last = _BEGINNING
@@ -129,12 +127,10 @@ class RedisSource:
             keeping.cancel()
 
     async def acknowledge(self, batch: Batch) -> None:
-        """See `Source.acknowledge`."""
         await self._ask(self._client.xack(self._stream, self._group, *batch.position))
         self._under_way.difference_update(batch.position)
 
     async def close(self) -> None:
-        """See `Source.close`."""
         with contextlib.suppress(RedisError, OSError):
             await self._client.aclose()
 
