@@ -27,9 +27,7 @@ def audit(
             show_default=False,
         ),
     ] = None,
-    patience: Annotated[
-        float, typer.Option("--patience", min=0.0, metavar="SECONDS", help="How long a job may stand still.")
-    ] = 20.0,
+    patience: Annotated[float, typer.Option(min=0.0, metavar="SECONDS", help="How long a job may stand still.")] = 20.0,
     connection: Connection,
     as_json: Json = False,
 ) -> None:

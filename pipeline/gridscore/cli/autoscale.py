@@ -50,20 +50,14 @@ def autoscale(
     least: Annotated[int, typer.Option("--min", min=1, max=_MOST, help="Fewest workers.")] = 1,
     most: Annotated[int, typer.Option("--max", min=1, max=_MOST, help="Most workers.")] = 8,
     drain: Annotated[
-        float,
-        typer.Option("--drain", min=1.0, max=3600.0, metavar="SECONDS", help="Grow if a backlog would take longer."),
+        float, typer.Option(min=1.0, max=3600.0, metavar="SECONDS", help="Grow if a backlog would take longer.")
     ] = 10.0,
     latency: Annotated[
         float | None,
-        typer.Option(
-            "--latency", min=0.1, metavar="MS", help="Grow if p99 in the workers is more; ignored by default."
-        ),
+        typer.Option(min=0.1, metavar="MS", help="Grow if p99 in the workers is more; ignored by default."),
     ] = None,
     calm: Annotated[
-        float,
-        typer.Option(
-            "--calm", min=1.0, max=86_400.0, metavar="SECONDS", help="Shrink after this long without a backlog."
-        ),
+        float, typer.Option(min=1.0, max=86_400.0, metavar="SECONDS", help="Shrink after this long without a backlog.")
     ] = 120.0,
     command: Annotated[
         str | None,

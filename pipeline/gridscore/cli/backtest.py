@@ -27,26 +27,20 @@ def backtest(
     *,
     model: ChosenModel = None,
     against: Annotated[
-        str | None,
-        typer.Option("--against", metavar="FILE|VERSION|ALIAS", help="What it is compared with: what would change."),
+        str | None, typer.Option(metavar="FILE|VERSION|ALIAS", help="What it is compared with: what would change.")
     ] = None,
     label: Annotated[
-        str | None, typer.Option("--label", metavar="COLUMN", help="What came of each event: 0 or 1, or a number.")
+        str | None, typer.Option(metavar="COLUMN", help="What came of each event: 0 or 1, or a number.")
     ] = None,
     label_delay: Annotated[
         str | None,
-        typer.Option(
-            "--label-delay", metavar="TIME", help="How long it takes until that is known: younger events have none."
-        ),
+        typer.Option(metavar="TIME", help="How long it takes until that is known: younger events have none."),
     ] = None,
-    value: Annotated[
-        str | None, typer.Option("--value", metavar="COLUMN", help="Numbers to be summed for decisions.")
-    ] = None,
+    value: Annotated[str | None, typer.Option(metavar="COLUMN", help="Numbers to be summed for decisions.")] = None,
     lookups: Annotated[
-        Path | None,
-        typer.Option("--lookups", help="Directory with a table for each lookup. Else the maps of the cluster, as now."),
+        Path | None, typer.Option(help="Directory with a table for each lookup. Else the maps of the cluster, as now.")
     ] = None,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with plots.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with plots.")] = None,
     connection: Connection,
     as_json: Json = False,
 ) -> None:

@@ -27,13 +27,12 @@ _PATIENCE_SECONDS = 30.0
 
 def backup(
     *,
-    to: Annotated[str, typer.Option("--to", metavar="DIR", help="Folder for the restore points.", show_default=False)],
+    to: Annotated[str, typer.Option(metavar="DIR", help="Folder for the restore points.", show_default=False)],
     every: Annotated[
-        str | None, typer.Option("--every", metavar="TIME", help="Go on, with a point so often, as 5s; else make one.")
+        str | None, typer.Option(metavar="TIME", help="Go on, with a point so often, as 5s; else make one.")
     ] = None,
     without: Annotated[
-        list[str] | None,
-        typer.Option("--without", metavar="MAP", help="A map of lookups or windows to leave out. Repeatable."),
+        list[str] | None, typer.Option(metavar="MAP", help="A map of lookups or windows to leave out. Repeatable.")
     ] = None,
     connection: Connection,
     as_json: Json = False,

@@ -35,7 +35,7 @@ app.command()(bench_job.job)
 def bench(
     context: typer.Context,
     *,
-    events: Annotated[int, typer.Option("--events", min=1_000, max=900_000, help="Events to score.")] = 300_000,
+    events: Annotated[int, typer.Option(min=1_000, max=900_000, help="Events to score.")] = 300_000,
     rounds: Rounds = 5,
     members: MemberCount = 1,
     heap: Heap = "2g",

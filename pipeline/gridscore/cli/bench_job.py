@@ -24,27 +24,22 @@ def job(
     job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job file.", show_default=False)],
     *,
     history: Annotated[
-        Path | None,
-        typer.Option("--history", help="CSV, Parquet or JSON lines; else the events in the job's event map."),
+        Path | None, typer.Option(help="CSV, Parquet or JSON lines; else the events in the job's event map.")
     ] = None,
     model: Annotated[
         str,
         typer.Option(
-            "--model",
             metavar="VERSION|ALIAS",
             help="Another version of the job's model: its number or an alias. Else the one that the job says.",
             show_default=False,
         ),
     ] = "",
     events: Annotated[
-        int,
-        typer.Option("--events", min=1_000, max=5_000_000, help="Events of a backlog; at most what the journal holds."),
+        int, typer.Option(min=1_000, max=5_000_000, help="Events of a backlog; at most what the journal holds.")
     ] = 100_000,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, max=50, help="How often each is measured, in turn.")] = 5,
-    rate: Annotated[
-        float, typer.Option("--rate", min=10, max=50_000, help="Events per second while latency is measured.")
-    ] = 500,
-    seconds: Annotated[float, typer.Option("--seconds", min=1, max=600, help="How long latency is measured.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, max=50, help="How often each is measured, in turn.")] = 5,
+    rate: Annotated[float, typer.Option(min=10, max=50_000, help="Events per second while latency is measured.")] = 500,
+    seconds: Annotated[float, typer.Option(min=1, max=600, help="How long latency is measured.")] = 10,
     connection: Connection,
     as_json: Json = False,
 ) -> None:

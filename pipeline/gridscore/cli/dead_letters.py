@@ -44,9 +44,9 @@ async def _check(grid: Grid, name: str) -> JobRecord | None:
 def list_(
     job: JobName,
     *,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many to show, latest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many to show, latest first.")] = 20,
     before: Annotated[
-        str | None, typer.Option("--before", metavar="ID", help="Go on after this ID, the last of the list before.")
+        str | None, typer.Option(metavar="ID", help="Go on after this ID, the last of the list before.")
     ] = None,
     connection: Connection,
     as_json: Json = False,
@@ -170,10 +170,8 @@ def replay(
 def purge(
     job: JobName,
     *,
-    older_than: Annotated[
-        str | None, typer.Option("--older-than", metavar="TIME", help="Only older ones, such as 7d.")
-    ] = None,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Only those whose error has this text.")] = "",
+    older_than: Annotated[str | None, typer.Option(metavar="TIME", help="Only older ones, such as 7d.")] = None,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Only those whose error has this text.")] = "",
     over: Annotated[
         bool, typer.Option("--superseded", help="Only those whose event, or a newer one of its key, is scored.")
     ] = False,

@@ -20,11 +20,9 @@ MAX_MEMBERS = 16
 
 def demo(
     *,
-    rate: Annotated[
-        float, typer.Option("--rate", min=0, help="Events per second; 0: as fast as they are scored.")
-    ] = 5000,
+    rate: Annotated[float, typer.Option(min=0, help="Events per second; 0: as fast as they are scored.")] = 5000,
     flights: Annotated[
-        int | None, typer.Option("--flights", min=1, help="How many to replay.", show_default="April to December")
+        int | None, typer.Option(min=1, help="How many to replay.", show_default="April to December")
     ] = None,
     heap: Annotated[str, typer.Option(metavar="SIZE", help="Java heap of each of these members.")] = "2g",
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the plot and the report.")] = Path("out/demo"),

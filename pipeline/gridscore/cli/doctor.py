@@ -21,9 +21,7 @@ _MARKS = {"ok": "[green]ok  [/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[
 
 def doctor(
     *,
-    job: Annotated[
-        Path | None, typer.Option("--job", metavar="FILE", help="A job file to check the cluster for.")
-    ] = None,
+    job: Annotated[Path | None, typer.Option(metavar="FILE", help="A job file to check the cluster for.")] = None,
     connection: Connection,
     as_json: Json = False,
 ) -> None:

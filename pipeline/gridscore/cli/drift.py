@@ -11,12 +11,7 @@ from gridscore.cli.output import console, print_json, print_table, say
 from gridscore.cli.status import UNHEALTHY
 
 
-def drift(
-    job: JobName,
-    *,
-    connection: Connection,
-    as_json: Json = False,
-) -> None:
+def drift(job: JobName, *, connection: Connection, as_json: Json = False) -> None:
     """Show how far each feature and the score have moved from the training, in the last window that was judged.
 
     Exit code 0: no alert; 10: at least one lasts. The thresholds are those of `drift` in the job file.

@@ -20,27 +20,24 @@ app = App(no_args_is_help=True)
 def start(
     job: JobName,
     *,
-    version: Annotated[str, typer.Option("--version", metavar="N|ALIAS", help="The challenger.", show_default=False)],
+    version: Annotated[str, typer.Option(metavar="N|ALIAS", help="The challenger.", show_default=False)],
     steps: Annotated[
-        str | None,
-        typer.Option("--steps", metavar="5,25,100", help="A canary: percent of the entities, step by step."),
+        str | None, typer.Option(metavar="5,25,100", help="A canary: percent of the entities, step by step.")
     ] = None,
-    every: Annotated[
-        str | None, typer.Option("--every", metavar="TIME", help="Go to the next step by itself: 10m, 1h.")
-    ] = None,
+    every: Annotated[str | None, typer.Option(metavar="TIME", help="Go to the next step by itself: 10m, 1h.")] = None,
     split: Annotated[
-        float | None, typer.Option("--split", metavar="PERCENT", help="An A/B test: percent of the entities.")
+        float | None, typer.Option(metavar="PERCENT", help="An A/B test: percent of the entities.")
     ] = None,
     shadow: Annotated[bool, typer.Option("--shadow", help="Score every event beside the champion.")] = False,
     key: Annotated[
-        str, typer.Option("--key", metavar="EXPRESSION", help="What tells entities apart. Else the event's key.")
+        str, typer.Option(metavar="EXPRESSION", help="What tells entities apart. Else the event's key.")
     ] = "",
     max_errors: Annotated[
-        float, typer.Option("--max-errors", min=0, max=1, help="End it if a larger part of its events has no score.")
+        float, typer.Option(min=0, max=1, help="End it if a larger part of its events has no score.")
     ] = 0.01,
-    max_us: Annotated[float | None, typer.Option("--max-us", help="End it at more CPU microseconds a row.")] = None,
-    max_psi: Annotated[float | None, typer.Option("--max-psi", help="End it if scores shift by a larger PSI.")] = None,
-    least: Annotated[int, typer.Option("--least", min=1, help="Events before it is judged, and in each step.")] = 500,
+    max_us: Annotated[float | None, typer.Option(help="End it at more CPU microseconds a row.")] = None,
+    max_psi: Annotated[float | None, typer.Option(help="End it if scores shift by a larger PSI.")] = None,
+    least: Annotated[int, typer.Option(min=1, help="Events before it is judged, and in each step.")] = 500,
     allow_changed_features: AllowChanged = False,
     why: Why = "",
     connection: Connection,

@@ -24,23 +24,20 @@ def features(
     job_file: Annotated[Path, typer.Argument(metavar="JOB", help="The job file.", show_default=False)],
     history: Annotated[Path, typer.Argument(help="Events as rows: CSV, Parquet or JSON lines.", show_default=False)],
     *,
-    lookups: Annotated[
-        Path | None, typer.Option("--lookups", help="Directory with a CSV or Parquet file for each lookup.")
-    ] = None,
+    lookups: Annotated[Path | None, typer.Option(help="Directory with a CSV or Parquet file for each lookup.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The matrix, a Parquet file.")],
     keep: Annotated[
-        list[str] | None, typer.Option("--keep", help="Column of the history to keep, such as the label; repeatable.")
+        list[str] | None, typer.Option(help="Column of the history to keep, such as the label; repeatable.")
     ] = None,
     label: Annotated[
-        str, typer.Option("--label", metavar="COLUMN", help="Column that `target` learns from; it is kept, too.")
+        str, typer.Option(metavar="COLUMN", help="Column that `target` learns from; it is kept, too.")
     ] = "",
     categories_from: Annotated[
-        Path | None, typer.Option("--categories-from", help="Take categories and encodings from this matrix or model.")
+        Path | None, typer.Option(help="Take categories and encodings from this matrix or model.")
     ] = None,
     model: Annotated[
         Path | None,
         typer.Option(
-            "--model",
             metavar="FILE",
             help="A model (XGBoost UBJ or JSON): its categories and encodings, and its features if the job file names "
             "none.",

@@ -24,8 +24,7 @@ def check(
     file: Annotated[Path, typer.Argument(help="The job file.", show_default=False)],
     *,
     model: Annotated[
-        Path | None,
-        typer.Option("--model", metavar="FILE", help="A model (XGBoost UBJ or JSON) that should fit the job."),
+        Path | None, typer.Option(metavar="FILE", help="A model (XGBoost UBJ or JSON) that should fit the job.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -106,23 +105,19 @@ def init(
     file: Annotated[Path, typer.Argument(help="The job file to write.")] = Path("job.yaml"),
     *,
     model: Annotated[
-        Path | None, typer.Option("--model", metavar="FILE", help="A model (XGBoost UBJ or JSON): its features.")
+        Path | None, typer.Option(metavar="FILE", help="A model (XGBoost UBJ or JSON): its features.")
     ] = None,
     from_map: Annotated[
         str | None,
         typer.Option(
-            "--from-map",
-            metavar="MAP",
-            autocompletion=map_names,
-            help="An event map of the cluster: fields of its events.",
+            metavar="MAP", autocompletion=map_names, help="An event map of the cluster: fields of its events."
         ),
     ] = None,
     history: Annotated[
-        Path | None,
-        typer.Option("--history", metavar="FILE", help="Events as rows (CSV, Parquet, JSON lines): its columns."),
+        Path | None, typer.Option(metavar="FILE", help="Events as rows (CSV, Parquet, JSON lines): its columns.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="Name of the job; by default that of the model, map or history.")
+        str | None, typer.Option(help="Name of the job; by default that of the model, map or history.")
     ] = None,
     connection: Connection,
 ) -> None:

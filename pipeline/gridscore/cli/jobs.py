@@ -23,15 +23,9 @@ def submit(
     update: Annotated[bool, typer.Option("--update", help="Replace an active job of this name, and go on.")] = False,
     model: Annotated[
         Path | None,
-        typer.Option(
-            "--model",
-            metavar="FILE",
-            help="A model (XGBoost UBJ or JSON) to push; it goes live together with the job.",
-        ),
+        typer.Option(metavar="FILE", help="A model (XGBoost UBJ or JSON) to push; it goes live together with the job."),
     ] = None,
-    version: Annotated[
-        int | None, typer.Option("--version", min=1, help="The same for a version that was pushed before.")
-    ] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="The same for a version that was pushed before.")] = None,
     allow_changed_features: AllowChanged = False,
     prepare: Annotated[
         bool, typer.Option(help="Give the job's maps the journals that they lack; see `gridscore prepare`.")

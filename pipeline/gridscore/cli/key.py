@@ -16,17 +16,16 @@ app = App(no_args_is_help=True)
 
 @app.command()
 def create(
-    role: Annotated[list[Role], typer.Option("--role", help="What it may do. Repeatable.", show_default=False)],
+    role: Annotated[list[Role], typer.Option(help="What it may do. Repeatable.", show_default=False)],
     only: Annotated[
-        list[str] | None,
-        typer.Option("--only", metavar="NAME", help="A job, map or model that it is for; else all. Repeatable."),
+        list[str] | None, typer.Option(metavar="NAME", help="A job, map or model that it is for; else all. Repeatable.")
     ] = None,
-    note: Annotated[str, typer.Option("--note", help="Who has it, or what for.")] = "",
+    note: Annotated[str, typer.Option(help="Who has it, or what for.")] = "",
     expires: Annotated[
-        str | None, typer.Option("--expires", metavar="TIME", help="How long it is good for, as 90d; else for ever.")
+        str | None, typer.Option(metavar="TIME", help="How long it is good for, as 90d; else for ever.")
     ] = None,
     rate: Annotated[
-        str, typer.Option("--rate", metavar="N/s|N/m|N/h", help="Requests that each server answers; else any number.")
+        str, typer.Option(metavar="N/s|N/m|N/h", help="Requests that each server answers; else any number.")
     ] = "",
     *,
     connection: Connection,

@@ -34,40 +34,31 @@ def load(
         Path | None, typer.Argument(metavar="[JOB]", help="The job file; not needed with --to.", show_default=False)
     ] = None,
     *,
-    lookups: Annotated[
-        Path | None, typer.Option("--lookups", help="Directory with a CSV or Parquet file for each lookup.")
-    ] = None,
-    events: Annotated[Path | None, typer.Option("--events", help="Events as rows: CSV, Parquet or JSON lines.")] = None,
+    lookups: Annotated[Path | None, typer.Option(help="Directory with a CSV or Parquet file for each lookup.")] = None,
+    events: Annotated[Path | None, typer.Option(help="Events as rows: CSV, Parquet or JSON lines.")] = None,
     rows: Annotated[
         list[Path] | None,
         typer.Option("--from", metavar="FILE", help="Rows, however many: CSV, Parquet or JSON lines; repeatable."),
     ] = None,
-    query: Annotated[
-        str | None, typer.Option("--query", metavar="SQL", help="Rows of a query; with --database.")
-    ] = None,
+    query: Annotated[str | None, typer.Option(metavar="SQL", help="Rows of a query; with --database.")] = None,
     database: Annotated[
         str | None,
         typer.Option(
-            "--database",
-            metavar="URL",
-            help="A PostgreSQL database, postgresql://…; ${NAME} is taken from the environment.",
+            metavar="URL", help="A PostgreSQL database, postgresql://…; ${NAME} is taken from the environment."
         ),
     ] = None,
     to: Annotated[
-        str | None,
-        typer.Option("--to", metavar="MAP", autocompletion=map_names, help="Map for the rows of --from or --query."),
+        str | None, typer.Option(metavar="MAP", autocompletion=map_names, help="Map for the rows of --from or --query.")
     ] = None,
     lookup: Annotated[
-        str | None, typer.Option("--lookup", metavar="NAME", help="The same: map and key of a lookup of the job.")
+        str | None, typer.Option(metavar="NAME", help="The same: map and key of a lookup of the job.")
     ] = None,
     key: Annotated[
-        list[str] | None,
-        typer.Option("--key", help="Column that makes the key; repeatable: joined by `|`.", metavar="COLUMN"),
+        list[str] | None, typer.Option(help="Column that makes the key; repeatable: joined by `|`.", metavar="COLUMN")
     ] = None,
     types: Annotated[
         list[str] | None,
         typer.Option(
-            "--types",
             metavar="COLUMN=TYPE",
             help="What a column of CSV holds, where it should not be guessed: string, int, float or bool; repeatable.",
         ),
@@ -75,17 +66,12 @@ def load(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the last load of this file or query ended.")
     ] = False,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, metavar="ROWS", help="Put at most this many rows.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="ROWS", help="Put at most this many rows.")] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read, and count them.")
     ] = False,
     max_wait: Annotated[
-        str | None,
-        typer.Option(
-            "--max-wait", metavar="TIME", help="Give up when a job has made no room for this long, such as 30s."
-        ),
+        str | None, typer.Option(metavar="TIME", help="Give up when a job has made no room for this long, such as 30s.")
     ] = None,
     connection: Connection,
     as_json: Json = False,

@@ -35,24 +35,19 @@ def push(
     ] = None,
     *,
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the model.", show_default=False)],
-    alias: Annotated[
-        str | None, typer.Option("--alias", help="Point this alias at the version, `champion` for instance.")
-    ] = None,
+    alias: Annotated[str | None, typer.Option(help="Point this alias at the version, `champion` for instance.")] = None,
     metric: Annotated[
-        list[str] | None,
-        typer.Option("--metric", metavar="NAME=VALUE", help="A measure of its quality; repeatable."),
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A measure of its quality; repeatable.")
     ] = None,
     categories: Annotated[
         Path | None,
         typer.Option(
-            "--categories",
             help="Where the categories are, if the model file has none: a matrix of `gridscore features`, "
-            'another model, or a JSON file {"feature": ["text of code 0", …]}.',
+            'another model, or a JSON file {"feature": ["text of code 0", …]}.'
         ),
     ] = None,
     from_mlflow: Annotated[
-        str | None,
-        typer.Option("--from-mlflow", metavar="URI", help="Instead of a file: a model that MLflow keeps."),
+        str | None, typer.Option(metavar="URI", help="Instead of a file: a model that MLflow keeps.")
     ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Make a new version even if this very model is there already.")
@@ -160,10 +155,8 @@ def list_(*, connection: Connection, as_json: Json = False) -> None:
 def show(
     name: ModelName,
     *,
-    version: Annotated[int | None, typer.Option("--version", help="A version; else the alias decides.", min=1)] = None,
-    alias: Annotated[
-        str | None, typer.Option("--alias", help="An alias; without it `champion`, else the latest version.")
-    ] = None,
+    version: Annotated[int | None, typer.Option(help="A version; else the alias decides.", min=1)] = None,
+    alias: Annotated[str | None, typer.Option(help="An alias; without it `champion`, else the latest version.")] = None,
     connection: Connection,
     as_json: Json = False,
 ) -> None:
@@ -235,13 +228,11 @@ def diff(
     after: Annotated[int, typer.Argument(help="Another one.", min=1, show_default=False)],
     *,
     sample: Annotated[
-        Path | None,
-        typer.Option("--sample", metavar="FILE", help="Score this matrix of `gridscore features` with both."),
+        Path | None, typer.Option(metavar="FILE", help="Score this matrix of `gridscore features` with both.")
     ] = None,
-    label: Annotated[str | None, typer.Option("--label", help="A column it has kept: the labels, for metrics.")] = None,
+    label: Annotated[str | None, typer.Option(help="A column it has kept: the labels, for metrics.")] = None,
     job: Annotated[
-        str,
-        typer.Option("--job", help="Score the latest events of this job; else of the only one that uses the model."),
+        str, typer.Option(help="Score the latest events of this job; else of the only one that uses the model.")
     ] = "",
     every: Annotated[bool, typer.Option("--all", help="Also what is the same.")] = False,
     connection: Connection,
@@ -254,8 +245,7 @@ def diff(
     from gridscore.client import Client
 
     found = run_on(
-        connection,
-        lambda grid: Client(grid).compare_models(name, before, after, sample=sample, label=label, job=job),
+        connection, lambda grid: Client(grid).compare_models(name, before, after, sample=sample, label=label, job=job)
     )
     if as_json:
         print_json(found.to_json())
@@ -279,9 +269,9 @@ def tag(
     name: ModelName,
     tags: Annotated[list[str] | None, typer.Argument(metavar="KEY=TEXT", help="Tags to set.")] = None,
     *,
-    version: Annotated[int | None, typer.Option("--version", help="Of this version; else the model.", min=1)] = None,
+    version: Annotated[int | None, typer.Option(help="Of this version; else the model.", min=1)] = None,
     description: Description = None,
-    remove: Annotated[list[str] | None, typer.Option("--remove", metavar="KEY", help="Remove a tag.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Remove a tag.")] = None,
     connection: Connection,
     as_json: Json = False,
 ) -> None:
@@ -323,7 +313,7 @@ app.command("import")(model_files.import_)
 def delete(
     name: ModelName,
     *,
-    version: Annotated[int, typer.Option("--version", help="The version to delete.", min=1, show_default=False)],
+    version: Annotated[int, typer.Option(help="The version to delete.", min=1, show_default=False)],
     connection: Connection,
     as_json: Json = False,
 ) -> None:

@@ -54,7 +54,7 @@ def import_(
     file: Annotated[Path, typer.Argument(help="What `gridscore model export` wrote.", show_default=False)],
     *,
     name: Annotated[str | None, typer.Option("--name", "-n", help="Another name than it had.")] = None,
-    alias: Annotated[str | None, typer.Option("--alias", help="Point this alias at the version.")] = None,
+    alias: Annotated[str | None, typer.Option(help="Point this alias at the version.")] = None,
     allow_changed_features: AllowChanged = False,
     why: Why = "",
     override: Override = "",
@@ -84,7 +84,7 @@ def sample(
     name: ModelName,
     matrix: Annotated[Path, typer.Argument(help="What `gridscore features --keep LABEL` wrote.", show_default=False)],
     *,
-    label: Annotated[str, typer.Option("--label", help="The column with the labels: numbers.", show_default=False)],
+    label: Annotated[str, typer.Option(help="The column with the labels: numbers.", show_default=False)],
     connection: Connection,
     as_json: Json = False,
 ) -> None:

@@ -21,9 +21,7 @@ Alias = Annotated[str, typer.Option("--alias", help="The alias to point at the v
 def promote(
     name: ModelName,
     *,
-    version: Annotated[
-        int | None, typer.Option("--version", help="The version; an earlier one rolls back.", min=1)
-    ] = None,
+    version: Annotated[int | None, typer.Option(help="The version; an earlier one rolls back.", min=1)] = None,
     previous: Annotated[bool, typer.Option("--previous", help="Roll back: to where the alias pointed before.")] = False,
     alias: Alias = "champion",
     allow_changed_features: AllowChanged = False,
@@ -95,7 +93,7 @@ def alias_(
     name: ModelName,
     alias: Annotated[str, typer.Argument(help="The alias.", show_default=False)],
     *,
-    version: Annotated[int | None, typer.Option("--version", help="Point it at this version.", min=1)] = None,
+    version: Annotated[int | None, typer.Option(help="Point it at this version.", min=1)] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Remove it; no job may follow it.")] = False,
     allow_changed_features: AllowChanged = False,
     why: Why = "",
@@ -126,8 +124,8 @@ def alias_(
 def check(
     name: ModelName,
     *,
-    version: Annotated[int, typer.Option("--version", help="The version to judge.", min=1, show_default=False)],
-    alias: Annotated[str, typer.Option("--alias", help="The alias that it would get.")] = "champion",
+    version: Annotated[int, typer.Option(help="The version to judge.", min=1, show_default=False)],
+    alias: Annotated[str, typer.Option(help="The alias that it would get.")] = "champion",
     connection: Connection,
     as_json: Json = False,
 ) -> None:
@@ -158,12 +156,7 @@ def check(
         raise typer.Exit(GateError.exit_code)
 
 
-def rollout(
-    job: JobName,
-    *,
-    connection: Connection,
-    as_json: Json = False,
-) -> None:
+def rollout(job: JobName, *, connection: Connection, as_json: Json = False) -> None:
     """Show which worker of a job scores with which version of its model, and why one is behind.
 
     A worker that cannot use a version goes on with the one that it has.

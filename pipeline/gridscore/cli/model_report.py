@@ -19,9 +19,9 @@ def report(
     job: JobName,
     *,
     last: Annotated[
-        str | None, typer.Option("--last", metavar="TIME", help="Only results no older than this, as 7d. Else all.")
+        str | None, typer.Option(metavar="TIME", help="Only results no older than this, as 7d. Else all.")
     ] = None,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with plots.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with plots.")] = None,
     connection: Connection,
     as_json: Json = False,
 ) -> None:

@@ -23,18 +23,17 @@ def new(
     folder: Annotated[Path, typer.Argument(metavar="NAME", help="Folder to make; its name is the job's.")],
     *,
     model: Annotated[
-        Path | None, typer.Option("--model", metavar="FILE", help="A model (XGBoost UBJ or JSON): its features.")
+        Path | None, typer.Option(metavar="FILE", help="A model (XGBoost UBJ or JSON): its features.")
     ] = None,
     history: Annotated[
-        Path | None,
-        typer.Option("--history", metavar="FILE", help="Events as rows (CSV, Parquet, JSON lines); it is copied."),
+        Path | None, typer.Option(metavar="FILE", help="Events as rows (CSV, Parquet, JSON lines); it is copied.")
     ] = None,
     label: Annotated[
-        str | None, typer.Option("--label", metavar="COLUMN", help="Of the history: what the model is to learn.")
+        str | None, typer.Option(metavar="COLUMN", help="Of the history: what the model is to learn.")
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option("--key", metavar="COLUMN", help="Of the history: each event's key. Else one that looks like it."),
+        typer.Option(metavar="COLUMN", help="Of the history: each event's key. Else one that looks like it."),
     ] = None,
 ) -> None:
     """Make a project: job file, training, tests, a workflow for CI, and a README. Its tests pass at once.

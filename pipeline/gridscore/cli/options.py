@@ -97,14 +97,12 @@ JobOrFile = Annotated[
 AllowChanged = Annotated[
     bool,
     typer.Option(
-        "--allow-changed-features",
-        help="Accept features that have the names of training but another definition.",
+        "--allow-changed-features", help="Accept features that have the names of training but another definition."
     ),
 ]
 Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="The reason, for the log of the model.")]
 Override = Annotated[
-    str,
-    typer.Option("--override", metavar="REASON", help="Go live even if gates have failed; the log says why."),
+    str, typer.Option("--override", metavar="REASON", help="Go live even if gates have failed; the log says why.")
 ]
 ChosenModel = Annotated[
     str | None,
@@ -254,12 +252,7 @@ def run_on(
     return result
 
 
-def ask(
-    connection: Connection,
-    question: Callable[[Grid], Coroutine[Any, Any, _T]],
-    *,
-    times: float = _TIMES,
-) -> _T:
+def ask(connection: Connection, question: Callable[[Grid], Coroutine[Any, Any, _T]], *, times: float = _TIMES) -> _T:
     """Connect, and ask: unlike work, a question is given up where a member does not answer.
 
     `times`: for how many times 15 seconds it may take while all members answer.

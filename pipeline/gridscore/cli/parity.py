@@ -19,25 +19,18 @@ def parity(
     job: JobName,
     *,
     events: Annotated[
-        int, typer.Option("--events", min=1, max=1_000_000, help="How many of the newest events to compare.")
+        int, typer.Option(min=1, max=1_000_000, help="How many of the newest events to compare.")
     ] = 20_000,
     model: Annotated[
         str | None,
         typer.Option(
-            "--model",
-            metavar="VERSION|ALIAS",
-            help="The version whose results are compared.",
-            show_default="the one that scores",
+            metavar="VERSION|ALIAS", help="The version whose results are compared.", show_default="the one that scores"
         ),
     ] = None,
     wait: Annotated[
         float,
         typer.Option(
-            "--wait",
-            min=0.0,
-            max=3_600.0,
-            metavar="SECONDS",
-            help="How long to wait for events, where windows need it.",
+            min=0.0, max=3_600.0, metavar="SECONDS", help="How long to wait for events, where windows need it."
         ),
     ] = 10.0,
     connection: Connection,

@@ -40,11 +40,7 @@ _SECRETS = "A string may hold ${NAME}, an environment variable, whose value is n
 
 
 def command_of(
-    model: type[BaseModel],
-    run: Callable[..., None],
-    *,
-    help_text: str,
-    example: str = "",
+    model: type[BaseModel], run: Callable[..., None], *, help_text: str, example: str = ""
 ) -> Callable[..., None]:
     """A function for typer, with an option for each field of a plug's settings, and those of the connection.
 

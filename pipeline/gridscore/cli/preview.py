@@ -44,10 +44,9 @@ def preview(
     ] = None,
     model: ChosenModel = None,
     lookups: Annotated[
-        Path | None,
-        typer.Option("--lookups", help="Directory with a table for each lookup. Else the maps of the cluster."),
+        Path | None, typer.Option(help="Directory with a table for each lookup. Else the maps of the cluster.")
     ] = None,
-    key: Annotated[str | None, typer.Option("--key", help="Only events with this key.")] = None,
+    key: Annotated[str | None, typer.Option(help="Only events with this key.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="End after so many events.")] = None,
     oldest: Annotated[
         bool, typer.Option("--oldest", help="Begin with the oldest event that the journal has, not with the next one.")

@@ -79,9 +79,7 @@ def list_(*, connection: Connection, as_json: Json = False) -> None:
 
 @app.command()
 def forget(
-    name: Annotated[str, typer.Argument(help="Name of the sink.", show_default=False)],
-    *,
-    connection: Connection,
+    name: Annotated[str, typer.Argument(help="Name of the sink.", show_default=False)], *, connection: Connection
 ) -> None:
     """Forget how far a sink has come: the next time it starts over. Stop it first. Its dead letters stay.
 

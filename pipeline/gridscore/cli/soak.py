@@ -37,18 +37,16 @@ def soak(
         bool, typer.Option("--full", help="500,000 events, 55 faults, a quarter of an hour; the rest is as you say.")
     ] = False,
     events: Annotated[
-        int | None, typer.Option("--events", min=100, help="Events at least.", show_default="60000; full: 500000")
+        int | None, typer.Option(min=100, help="Events at least.", show_default="60000; full: 500000")
     ] = None,
     rate: Annotated[
-        float | None, typer.Option("--rate", min=10, help="Events per second.", show_default="1500; full: 2000")
+        float | None, typer.Option(min=10, help="Events per second.", show_default="1500; full: 2000")
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, max=32, help="Worker processes.")] = 4,
+    workers: Annotated[int, typer.Option(min=1, max=32, help="Worker processes.")] = 4,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, envvar=SEED, help="Repeat a run.", show_default="a new one")
+        int | None, typer.Option(min=0, envvar=SEED, help="Repeat a run.", show_default="a new one")
     ] = None,
-    lease: Annotated[
-        float, typer.Option("--lease", min=2.0, max=60.0, help="Lease time of the workers, seconds.")
-    ] = 5.0,
+    lease: Annotated[float, typer.Option(min=2.0, max=60.0, help="Lease time of the workers, seconds.")] = 5.0,
     members: Annotated[
         list[str] | None,
         typer.Option(
@@ -61,7 +59,7 @@ def soak(
     heap: Annotated[
         str | None,
         typer.Option(
-            "--heap", metavar="SIZE", help="Java heap of each member that is started.", show_default="768m; full: 1536m"
+            metavar="SIZE", help="Java heap of each member that is started.", show_default="768m; full: 1536m"
         ),
     ] = None,
     worker_kills: Annotated[int | None, _fault("kill -9 of a worker.")] = None,
@@ -76,12 +74,8 @@ def soak(
     pause_cuts: Annotated[int | None, _fault("SIGSTOP until a lease is nearly over, then a cut.")] = None,
     heir_kills: Annotated[int | None, _fault("kill -9 of a worker and of who takes over from it.")] = None,
     both_kills: Annotated[int | None, _fault("kill -9 of a worker and the member with its heartbeat.")] = None,
-    duration: Annotated[
-        float, typer.Option("--duration", min=10, help="Seconds of load after which it ends in any case.")
-    ] = 1_800.0,
-    keep: Annotated[
-        Path | None, typer.Option("--keep", metavar="DIR", help="New folder for ledger, records and logs.")
-    ] = None,
+    duration: Annotated[float, typer.Option(min=10, help="Seconds of load after which it ends in any case.")] = 1_800.0,
+    keep: Annotated[Path | None, typer.Option(metavar="DIR", help="New folder for ledger, records and logs.")] = None,
     cluster_name: ClusterName = None,
     settings: SettingsFile = None,
     as_json: Json = False,

@@ -85,9 +85,7 @@ def list_(*, connection: Connection, as_json: Json = False) -> None:
 
 @app.command()
 def forget(
-    name: Annotated[str, typer.Argument(help="Name of the source.", show_default=False)],
-    *,
-    connection: Connection,
+    name: Annotated[str, typer.Argument(help="Name of the source.", show_default=False)], *, connection: Connection
 ) -> None:
     """Forget the positions that a source keeps in the grid, and its last error: the next time it starts over.
 

@@ -76,7 +76,6 @@ def load(
     until: Annotated[
         str | None,
         typer.Option(
-            "--until",
             metavar="TIME",
             help="Take the events before that moment, all of which the history must have. Default: all of it.",
         ),

@@ -31,8 +31,7 @@ _COUNTS = {"lost": "lost", "regressions": "regressions", "dead_letters": "dead l
 
 def status(
     job: Annotated[
-        str | None,
-        typer.Argument(help="Name of the job; else all jobs.", show_default=False, autocompletion=job_names),
+        str | None, typer.Argument(help="Name of the job; else all jobs.", show_default=False, autocompletion=job_names)
     ] = None,
     *,
     seconds: Annotated[
@@ -41,7 +40,6 @@ def status(
     late: Annotated[
         float,
         typer.Option(
-            "--late",
             min=0.0,
             metavar="SECONDS",
             help="Growing lag is bad if working it off would take longer, or p99 is above a fifth of this.",

@@ -29,15 +29,13 @@ def up(
         int | None, typer.Option("--members", "-n", min=1, max=16, help="How many members.", show_default="1")
     ] = None,
     port: Annotated[
-        int | None,
-        typer.Option(help="Port of the first member; the next follow. Else the first free ones from 5701."),
+        int | None, typer.Option(help="Port of the first member; the next follow. Else the first free ones from 5701.")
     ] = None,
     heap: Annotated[
         str | None, typer.Option(help="Java heap of each member.", metavar="SIZE", show_default="1g")
     ] = None,
     cluster_name: Annotated[
-        str | None,
-        typer.Option("--cluster-name", metavar="NAME", help="Else the one in the configuration; another: beside it."),
+        str | None, typer.Option(metavar="NAME", help="Else the one in the configuration; another: beside it.")
     ] = None,
     version: Annotated[
         str | None, typer.Option(help="Hazelcast's version.", show_default="5.6.0, or GRIDSCORE_HAZELCAST")
@@ -47,8 +45,7 @@ def up(
         typer.Option(metavar="FILE", help="A hazelcast.yaml of your own; its network is adjusted to this machine."),
     ] = None,
     kafka: Annotated[
-        bool,
-        typer.Option("--kafka", help="With the Kafka connector: SQL can then read topics, see docs/sources.md."),
+        bool, typer.Option("--kafka", help="With the Kafka connector: SQL can then read topics, see docs/sources.md.")
     ] = False,
     docker: Annotated[
         bool, typer.Option("--docker", help="As containers, which go on when the command ends; see `gridscore down`.")

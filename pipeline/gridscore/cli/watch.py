@@ -40,12 +40,9 @@ def watch(
         typer.Argument(metavar="JOB|MAP", autocompletion=job_names, help="A job, or a result map.", show_default=False),
     ],
     *,
-    decision: Annotated[
-        str | None, typer.Option("--decision", metavar="NAME", help="Only results with this decision.")
-    ] = None,
+    decision: Annotated[str | None, typer.Option(metavar="NAME", help="Only results with this decision.")] = None,
     only: Annotated[
-        list[str] | None,
-        typer.Option("--only", metavar="FIELD=VALUE", help="Only results with this value; repeatable."),
+        list[str] | None, typer.Option(metavar="FIELD=VALUE", help="Only results with this value; repeatable.")
     ] = None,
     start: Annotated[
         Start, typer.Option("--from", help="Where to begin: with the oldest results that the journal holds, or now.")
@@ -54,7 +51,7 @@ def watch(
     wait: Annotated[
         float,
         typer.Option(
-            "--wait", min=0.0, max=86_400.0, metavar="SECONDS", help="How long to wait for a job that is not submitted."
+            min=0.0, max=86_400.0, metavar="SECONDS", help="How long to wait for a job that is not submitted."
         ),
     ] = 0.0,
     connection: Connection,

@@ -32,11 +32,9 @@ def worker(
         str | None,
         typer.Option("--processes", "-p", metavar="N|auto", help="How many worker processes; auto: one for each core."),
     ] = None,
-    jobs: Annotated[
-        str | None, typer.Option("--jobs", metavar="A,B", help="Score only for these jobs; else for all.")
-    ] = None,
+    jobs: Annotated[str | None, typer.Option(metavar="A,B", help="Score only for these jobs; else for all.")] = None,
     lease: Annotated[
-        float, typer.Option("--lease", min=2.0, max=600.0, help="Seconds after which a killed worker is replaced.")
+        float, typer.Option(min=2.0, max=600.0, help="Seconds after which a killed worker is replaced.")
     ] = 5.0,
     metrics: Metrics = None,
     log_format: LogFormat = Format.TEXT,  # noqa: ARG001 -- the callback does it

@@ -78,9 +78,7 @@ class LoopThread:
             self._thread.join()
 
 
-def _blocking(
-    method: Callable[Concatenate[Client, P], Awaitable[T]],
-) -> Callable[Concatenate[BlockingClient, P], T]:
+def _blocking(method: Callable[Concatenate[Client, P], Awaitable[T]]) -> Callable[Concatenate[BlockingClient, P], T]:
     @functools.wraps(method)
     def call(self: BlockingClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self._thread.run(method(self._client, *args, **kwargs))

@@ -129,11 +129,7 @@ class Client(ExperimentVerbs):
         return [record.job for record in await self.jobs.all() if record.state not in OVER]
 
     def producer(
-        self,
-        map_name: str,
-        *,
-        max_wait: float | None = None,
-        on_wait: Callable[[Waiting | None], None] | None = None,
+        self, map_name: str, *, max_wait: float | None = None, on_wait: Callable[[Waiting | None], None] | None = None
     ) -> Producer:
         """A producer of events, for programs that put many: see `Producer`."""
         return Producer(self.grid, map_name, max_wait=max_wait, on_wait=on_wait)
@@ -506,13 +502,7 @@ class Client(ExperimentVerbs):
         return Worker(self.grid, jobs)
 
     async def wipe(
-        self,
-        name: str,
-        *,
-        results: bool = False,
-        events: bool = False,
-        model: bool = False,
-        dead_letters: bool = False,
+        self, name: str, *, results: bool = False, events: bool = False, model: bool = False, dead_letters: bool = False
     ) -> list[Remnant]:
         """Remove a job that has ended from the cluster for good; and its maps and its model, if you say so.
 

@@ -272,11 +272,7 @@ def _control_maps(config: MemberConfig, members: int) -> list[Finding]:
     what = "control maps gridscore.*"
     map_config = config.map(_CONTROL_MAPS)
     protection = config.protections.get(map_config.protection or "")
-    return [
-        _backups(what, map_config, members),
-        *_expiry(what, map_config),
-        _protection(what, protection, members),
-    ]
+    return [_backups(what, map_config, members), *_expiry(what, map_config), _protection(what, protection, members)]
 
 
 def _protection(what: str, protection: Protection | None, members: int) -> Finding:

@@ -15,11 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 from hazelcast.core import HazelcastJsonValue
-from hazelcast.errors import (
-    IndeterminateOperationStateError,
-    OperationTimeoutError,
-    TargetDisconnectedError,
-)
+from hazelcast.errors import IndeterminateOperationStateError, OperationTimeoutError, TargetDisconnectedError
 
 from gridscore.errors import BadRecord, BadRecordError, ConflictError, GridError, GridscoreError
 from gridscore.grid import transport, wire

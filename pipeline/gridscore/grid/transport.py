@@ -20,12 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import hazelcast
 from hazelcast.asyncio import HazelcastClient
-from hazelcast.errors import (
-    AuthenticationError,
-    HazelcastError,
-    HazelcastSerializationError,
-    TargetDisconnectedError,
-)
+from hazelcast.errors import AuthenticationError, HazelcastError, HazelcastSerializationError, TargetDisconnectedError
 from hazelcast.internal.asyncio_invocation import Invocation
 from hazelcast.internal.asyncio_proxy.manager import MAP_SERVICE
 from hazelcast.internal.asyncio_reactor import AsyncioConnection, AsyncioReactor, HazelcastProtocol

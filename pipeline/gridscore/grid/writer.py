@@ -40,13 +40,7 @@ class MapWriter:
         await self._grid.map(self.map_name)
 
     def put_partition(
-        self,
-        partition: int,
-        keys: list[bytes],
-        texts: list[bytes],
-        *,
-        once: bool = True,
-        until: float | None = None,
+        self, partition: int, keys: list[bytes], texts: list[bytes], *, once: bool = True, until: float | None = None
     ) -> asyncio.Future[None]:
         """Write entries of one partition in one message; messages are applied in the order of the calls.
 

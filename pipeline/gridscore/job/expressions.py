@@ -685,10 +685,9 @@ class _Compiler:
     def _string(self, node: Node) -> Node:
         if node.type == Type.STRING:
             return node
-        op = {
-            Type.BOOL: "string_of_bool",
-            Type.TIMESTAMP: "string_of_timestamp",
-        }.get(node.type, "string_of_int" if self._is_int(node) else "string_of_number")
+        op = {Type.BOOL: "string_of_bool", Type.TIMESTAMP: "string_of_timestamp"}.get(
+            node.type, "string_of_int" if self._is_int(node) else "string_of_number"
+        )
         arg = _as_number(node) if node.type == Type.BOOL else node
         return Node(op, (arg,), Type.STRING)
 

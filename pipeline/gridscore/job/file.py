@@ -5,15 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from gridscore.errors import JobFileError
@@ -21,16 +13,7 @@ from gridscore.job.check import Parts, check, compile_features
 from gridscore.job.document import Problem, read_yaml
 from gridscore.job.gates import ChampionGate, Gates, GoldenRow, LatencyGate, MetricGate, ParityGate, ShiftGate
 from gridscore.job.monitoring import Drift, Labels
-from gridscore.job.parts import (
-    Class,
-    Decision,
-    Feature,
-    Lookup,
-    ModelRef,
-    Reasons,
-    ResultSpec,
-    Window,
-)
+from gridscore.job.parts import Class, Decision, Feature, Lookup, ModelRef, Reasons, ResultSpec, Window
 from gridscore.job.plugs import sections
 from gridscore.job.plugs.sections import AnySink, AnySource  # noqa: TC001 -- pydantic reads them
 from gridscore.job.problems import MAX_PROBLEMS, dotted, error_of, located, within

@@ -4,22 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    StringConstraints,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from gridscore.job.types import (
-    MAX_FEATURES,
-    FeatureName,
-    JobName,
-    LookupField,
-    MapName,
-    Name,
-    Strict,
-)
+from gridscore.job.types import MAX_FEATURES, FeatureName, JobName, LookupField, MapName, Name, Strict
 
 Column = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Class = Annotated[
@@ -53,8 +40,7 @@ class Lookup(Strict):
     )
     separator: str = Field(default="|", max_length=8, description="What joins the parts of a composite key.")
     columns: tuple[Column, ...] = Field(
-        default=(),
-        description="Columns of a table file that make the key, where they are not called as in `key`.",
+        default=(), description="Columns of a table file that make the key, where they are not called as in `key`."
     )
     fields: dict[Name, LookupField] = Field(
         min_length=1, max_length=256, description="Fields of an entry that features use, with their types."

@@ -72,8 +72,7 @@ class Chunks:
         payload = bytes(whole)
         if await asyncio.to_thread(lambda: hashlib.sha256(payload).hexdigest()) != version.sha256:
             raise ModelError(
-                f"The bytes of {version} in the grid are not what was pushed: their SHA-256 differs.",
-                "Push it again.",
+                f"The bytes of {version} in the grid are not what was pushed: their SHA-256 differs.", "Push it again."
             )
         return payload
 

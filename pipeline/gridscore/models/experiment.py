@@ -220,11 +220,7 @@ class Tally:
         self._bins = np.zeros(_BINS, np.int64)
 
     def add(
-        self,
-        draws: NDArray[np.int64],
-        scores: NDArray[np.float32],
-        names: Sequence[str],
-        choices: NDArray[np.intp],
+        self, draws: NDArray[np.int64], scores: NDArray[np.float32], names: Sequence[str], choices: NDArray[np.intp]
     ) -> None:
         """Count events.
 

@@ -59,8 +59,7 @@ def check_jobs(
         hint = hint or advice
     if wrong:
         raise ModelMismatchError(
-            f"{called or _title(version)} would not score as it was trained.\n" + "\n".join(wrong),
-            hint,
+            f"{called or _title(version)} would not score as it was trained.\n" + "\n".join(wrong), hint
         )
 
 

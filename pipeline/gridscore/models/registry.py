@@ -424,8 +424,7 @@ class Registry:
         """
         upload = (await self._existing(name)).versions.get(version)
         await self._change(
-            name,
-            lambda current: current.deleted(name, version).logged(current, self.entry("delete", version=version)),
+            name, lambda current: current.deleted(name, version).logged(current, self.entry("delete", version=version))
         )
         if upload is not None:
             await self._remove(name, upload.upload)

@@ -206,8 +206,7 @@ def _owners(now: JobStatus, partitions: Iterable[int]) -> str:
 
 
 def _orphans(
-    looks: Sequence[Look[JobStatus]],
-    of: Callable[[JobStatus], Sequence[Position]] = lambda status: status.positions,
+    looks: Sequence[Look[JobStatus]], of: Callable[[JobStatus], Sequence[Position]] = lambda status: status.positions
 ) -> list[int]:
     """Partitions without a living owner at any look, whose record nobody has changed meanwhile."""
     orphans = []

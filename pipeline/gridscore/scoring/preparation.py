@@ -22,13 +22,7 @@ from gridscore.grid.map_configs import NewMapConfig, add_map_config
 from gridscore.grid.records import Count, Records, Word, parsed
 from gridscore.group.heartbeats import is_recent
 from gridscore.group.members import WORKERS_MAP
-from gridscore.scoring.window_messages import (
-    ANSWER_RING,
-    REQUEST_RING,
-    answer_map,
-    asks_too_much,
-    request_map,
-)
+from gridscore.scoring.window_messages import ANSWER_RING, REQUEST_RING, answer_map, asks_too_much, request_map
 from gridscore.scoring.window_states import keep_seconds, map_of
 
 if TYPE_CHECKING:

@@ -172,12 +172,7 @@ class Scorer:
         return rows
 
     def _finish(
-        self,
-        events: EventColumns,
-        rows: Rows,
-        rejected: list[Rejected],
-        active: ActiveModel,
-        wanted: int | None = None,
+        self, events: EventColumns, rows: Rows, rejected: list[Rejected], active: ActiveModel, wanted: int | None = None
     ) -> Rows:
         """Features, scores, decisions and results of a batch; returns the rows that came through."""
         clock, stage_ns = time.thread_time_ns, self._stats.stage_ns

@@ -43,14 +43,7 @@ STOP_SECONDS = 3.0
 CRASHES, CRASH_SECONDS = 3, 60.0  # a job with this many unexpected errors in one worker within this time is FAILED
 MOST_ORPHANED = 100  # how many jobs of a replaced cluster a worker's record names
 # Errors that a retry does not heal: the job is FAILED. After any other, it is started again.
-PERMANENT = (
-    JobError,
-    JournalMissingError,
-    LookupTooLargeError,
-    MapNotFoundError,
-    UnsupportedClientError,
-    UsageError,
-)
+PERMANENT = (JobError, JournalMissingError, LookupTooLargeError, MapNotFoundError, UnsupportedClientError, UsageError)
 
 
 @dataclass(slots=True)

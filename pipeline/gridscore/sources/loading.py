@@ -110,11 +110,7 @@ class Load:
         return await self._run(item, chunks, "The query", before if resume else None)
 
     async def _run(
-        self,
-        item: str,
-        chunks: AsyncIterator[Sequence[Row | BadRow]],
-        what: str,
-        before: dict[str, Any] | None,
+        self, item: str, chunks: AsyncIterator[Sequence[Row | BadRow]], what: str, before: dict[str, Any] | None
     ) -> Loaded:
         """Put rows; positions are numbers of rows."""
         loaded, producer = self.loaded, self._producer

@@ -539,10 +539,7 @@ async def _end(batches: AsyncIterator[Batch]) -> None:
 
 
 def runner_of(
-    grid: Grid,
-    settings: SourceSettings,
-    name: str | None = None,
-    make: Callable[[Grid, str, Any], Source] = KINDS.make,
+    grid: Grid, settings: SourceSettings, name: str | None = None, make: Callable[[Grid, str, Any], Source] = KINDS.make
 ) -> SourceRunner:
     """The runner of a source with these settings.
 

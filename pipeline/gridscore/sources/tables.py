@@ -157,12 +157,7 @@ class TableFile(RowMaker):
     """
 
     def __init__(
-        self,
-        path: Path,
-        key: Sequence[str],
-        *,
-        kinds: Mapping[str, CellKind] | None = None,
-        **how: Any,
+        self, path: Path, key: Sequence[str], *, kinds: Mapping[str, CellKind] | None = None, **how: Any
     ) -> None:
         super().__init__(f"`{path}`", key, **how)
         self.path = path

@@ -94,13 +94,7 @@ class Broker(GuardedServer):
     """
 
     def __init__(
-        self,
-        folder: Path,
-        command: list[str],
-        *,
-        heap: str,
-        users: Mapping[str, str],
-        certificate: Path | None,
+        self, folder: Path, command: list[str], *, heap: str, users: Mapping[str, str], certificate: Path | None
     ) -> None:
         super().__init__("Kafka broker", folder / "broker.log")
         port, controller, sasl_port, tls_port = choose_ports(4, 0)

@@ -244,12 +244,7 @@ class _StubLoop:
         member = self._cluster.listening(Address(host, port), self._reactor.client)
         protocol = factory()
         link = Link(
-            self._cluster,
-            member,
-            self._loop,
-            protocol,
-            self._reactor.client,
-            lambda: self._reactor.hold_seconds,
+            self._cluster, member, self._loop, protocol, self._reactor.client, lambda: self._reactor.hold_seconds
         )
         self._cluster.links.append(link)
         protocol.connection_made(link)

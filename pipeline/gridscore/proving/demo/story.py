@@ -209,13 +209,7 @@ class _Story:
                 raise GridError(f"The cluster did not do what it was asked: {error}") from error
 
     async def _scored(
-        self,
-        grid: Grid,
-        settings: GridSettings,
-        job: Job,
-        flights: Flights,
-        stream: pd.DataFrame,
-        model: TrainedModel,
+        self, grid: Grid, settings: GridSettings, job: Job, flights: Flights, stream: pd.DataFrame, model: TrainedModel
     ) -> _Outcome:
         step, client = self._step, Client(grid)
         with step("Putting planes, airports, airlines and weather into lookup maps") as at:

@@ -135,11 +135,7 @@ class Dashboard:
         return True
 
     def _route(
-        self,
-        path: str,
-        work: Callable[[Request, Visit], Awaitable[Response]],
-        role: Role = Role.READ,
-        *methods: str,
+        self, path: str, work: Callable[[Request, Visit], Awaitable[Response]], role: Role = Role.READ, *methods: str
     ) -> Route:
         async def answer(request: Request) -> Response:
             async with asyncio.timeout(PAGE_SECONDS if request.method == "GET" else 2 * ACTION_SECONDS):

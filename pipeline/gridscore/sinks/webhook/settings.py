@@ -59,9 +59,7 @@ class WebhookSinkSettings(SinkSettings):
         "in Base64. Several while one replaces the other.",
     )
     headers: Texts = Field(
-        default_factory=dict,
-        max_length=16,
-        description="Further headers: `Authorization: Bearer ${NAME}`.",
+        default_factory=dict, max_length=16, description="Further headers: `Authorization: Bearer ${NAME}`."
     )
     batch: int = Field(
         default=1, ge=1, le=10_000, description="The most results of a request; with more than 1, the body is a list."

@@ -18,14 +18,7 @@ from starlette.routing import Route
 from gridscore.errors import BackPressureError, EventRejectedError, GridError
 from gridscore.job.types import seconds_of
 from gridscore.sources.http.answer import MAX_AFTER, Answer, failure, http_error, json_response, later
-from gridscore.sources.http.events import (
-    MAX_KEY,
-    SLICE,
-    EventReader,
-    Lines,
-    array_slices,
-    elements_of,
-)
+from gridscore.sources.http.events import MAX_KEY, SLICE, EventReader, Lines, array_slices, elements_of
 from gridscore.sources.http.health import GridHealth
 from gridscore.sources.http.intake import Intake, Ticket
 from gridscore.sources.http.requests import Bodies, seconds, sequence

@@ -20,15 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
-from gridscore.kafka import (
-    ANSWER_SECONDS,
-    Complaints,
-    client_settings,
-    failure,
-    made,
-    partitions_of,
-    permanent,
-)
+from gridscore.kafka import ANSWER_SECONDS, Complaints, client_settings, failure, made, partitions_of, permanent
 from gridscore.sources.base import Batch, Poison, SourceInterruptedError
 from gridscore.sources.kafka.messages import MessageReader, NoEventError
 from gridscore.sources.position import Beginning

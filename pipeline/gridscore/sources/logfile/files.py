@@ -232,13 +232,7 @@ class LogFiles:
         # A copy may have taken over the identity of this inode: its new content must not get the same keys.
         while (identity := identity_of(device, inode, generation, first)) in self._positions:
             generation += 1
-        return FilePosition(
-            identity=identity,
-            path=str(found.path),
-            device=device,
-            inode=inode,
-            generation=generation,
-        )
+        return FilePosition(identity=identity, path=str(found.path), device=device, inode=inode, generation=generation)
 
     def _form_of(self, stream: BinaryIO) -> LogFormat | None:
         """The format of a file; None if its header is not whole yet.

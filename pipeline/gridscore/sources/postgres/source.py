@@ -213,8 +213,7 @@ class PostgresSource:
         if self._known.mark_is_time:
             kind = self._known.types[self._known.mark or ""]
             cursor = await self._open_reader.execute(
-                f"SELECT (%s::{kind} - make_interval(secs => %s))::text".encode(),
-                [mark, seconds_of(settings.overlap)],
+                f"SELECT (%s::{kind} - make_interval(secs => %s))::text".encode(), [mark, seconds_of(settings.overlap)]
             )
         else:
             cursor = await self._open_reader.execute("SELECT (%s::numeric - %s)::text", [mark, settings.overlap_count])

@@ -33,8 +33,7 @@ class RedisSourceSettings(SourceSettings):
     )
     stream: Some = Field(description="Key of the stream.")
     group: Some | None = Field(
-        default=None,
-        description="Consumer group, which keeps the position in Redis; the source's name if not given.",
+        default=None, description="Consumer group, which keeps the position in Redis; the source's name if not given."
     )
     consumer: Some | None = Field(
         default=None,
