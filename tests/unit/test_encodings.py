@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from gridscore.cli import _commands
+from gridscore.cli.model import _learnt
 from gridscore.errors import ModelError, ModelMismatchError, TableError
 from gridscore.features import EventDecoder, FeaturePlan, OfflineMatrix, encodings, offline_matrix
 from gridscore.features.baseline import baseline_of
@@ -21,6 +23,7 @@ from gridscore.models.candidate import Candidate
 from gridscore.models.comparison import compare
 from gridscore.models.sample import Sample
 from gridscore.models.signing import statement
+from gridscore.serve.inference import _metadata
 
 JOB = Job.model_validate(
     {
@@ -182,6 +185,20 @@ def test_drift_is_told_from_what_the_stream_sees_and_not_from_the_numbers_of_the
         seen = baseline_of(live.names, live.values, live.categories, live.predict(booster), len(live))
         assert version.baseline == seen
         assert baseline_of(each.names, each.values, each.categories, each.predict(booster), len(each)) != seen
+
+
+def test_texts_that_training_has_not_seen_are_counted(matrix):
+    plan = FeaturePlan(JOB, {}, matrix.learnt)
+    events = [{"shop": shop, "branch": None, "amount": 1.0} for shop in ("a", "b", "new", "newer", None)]
+    plan.matrix(EventDecoder(JOB).decode_all([json.dumps(event).encode() for event in events]))
+    assert plan.quality.to_json()["unseen"] == {"rate": 2, "share": 2}
+
+
+def test_what_a_model_has_learnt_is_shown(matrix):
+    version = Candidate.check(trained(matrix), "m", jobs={"shop": JOB}).version
+    assert _metadata(version, ["1"])["inputs"][0]["parameters"]["encodings"] == version.definitions.encodings
+    texts = _learnt(version.learnt["rate"])
+    assert re.match(r"a 0\.\d+, b 0\.\d+, .*; others 0\.\d+$", texts)
 
 
 def test_a_sample_judges_no_version_that_encodes_otherwise(tmp_path):

@@ -13,6 +13,7 @@ from gridscore.cli.output import console, counted, print_json, print_table, prin
 from gridscore.texts import count_text
 
 if TYPE_CHECKING:
+    from gridscore.features.encodings import Learnt
     from gridscore.grid import Grid
     from gridscore.models import Added, Model, ModelVersion
     from gridscore.models.certificates import Certificate
@@ -213,11 +214,11 @@ def show(
         say(value, to=console)
     types = found.feature_types or ("",) * len(found.features)
     rows = [
-        (number, feature, kind, _shortened(found.categories.get(feature, ())))
+        (number, feature, kind, _learnt(found.learnt.get(feature, ())))
         for number, (feature, kind) in enumerate(zip(found.features, types, strict=True), 1)
     ]
     console.print()
-    print_table(("#", "FEATURE", "TYPE", "CATEGORIES"), rows, empty="")
+    print_table(("#", "FEATURE", "TYPE", "LEARNT"), rows, empty="")
     _early_stopping(found)
 
 
@@ -358,6 +359,16 @@ def _metrics(version: ModelVersion) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"
+
+
+def _learnt(found: Learnt) -> str:
+    from gridscore.features.encodings import Encoding
+
+    return (
+        f"{_shortened(tuple(found.texts))}; others {found.other:g}"
+        if isinstance(found, Encoding)
+        else _shortened(found)
+    )
 
 
 def _shortened(categories: tuple[str, ...], shown: int = 6) -> str:

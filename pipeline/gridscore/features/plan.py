@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gridscore.features.columns import EventColumns
+from gridscore.features.encodings import Encoding
 from gridscore.features.program import Program, in_parts
 from gridscore.features.quality import QualityCounter
 
@@ -86,7 +87,11 @@ class FeaturePlan:
         self.looked_up = dict.fromkeys(job.lookups, 0)
         self.missed = dict.fromkeys(job.lookups, 0)
         texts = {name: slot for name, (slot, _) in self._program.category_values().items()}
-        self.quality = QualityCounter(self.names, self._program.lookup_slots, texts, categories)
+        # `onehot` knows one text a feature: of it, all others are as they should be.
+        encoded = self._program.encoded_values().items()
+        texts |= {name: slot for name, (slot, how) in encoded if how.name != "onehot"}
+        known = {name: each.numbers if isinstance(each, Encoding) else each for name, each in categories.items()}
+        self.quality = QualityCounter(self.names, self._program.lookup_slots, texts, known)
 
     def keys(self, events: EventColumns | Sequence[Event]) -> dict[str, list[Any]]:
         """The keys that each lookup is asked for, in the order of the events; None where an event has none."""

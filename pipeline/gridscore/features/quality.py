@@ -1,4 +1,4 @@
-"""The quality of what is scored: shares of missing values, unseen categories and lookup misses, of a sample of batches.
+"""The quality of what is scored: shares of missing values, unseen texts and lookup misses, of a sample of batches.
 
 What is counted is of the last events: older counts fade, so that an input that breaks today shows whatever was before.
 """
@@ -27,7 +27,7 @@ class QualityCounter:
     Args:
         features: Names in the order of the matrix's columns.
         lookups: Slots of the rows found in each lookup's table, by name.
-        texts: Slots of the texts that are made a category, by feature.
+        texts: Slots of the texts that are made a category, or a number that was learnt, by feature.
         categories: The texts that the model knows, by feature.
 
     Attributes:

@@ -98,8 +98,8 @@ class Sketch:
         shares = {name: (n - self._unseen[name]) / max(seen, 1) for name, n in self._quality.unseen.items()}
         self._begin()
         return rows, tuple(
-            (*each, min(round(shares.get(name, 0.0) * rows), each[-1]))
-            for name, each in zip(self.baseline.columns, counts, strict=True)
+            (*each, min(round(shares.get(name, 0.0) * rows), each[-1]) if column.texts else 0)
+            for (name, column), each in zip(self.baseline.columns.items(), counts, strict=True)
         )
 
     def _count(self) -> None:

@@ -194,7 +194,11 @@ def _metadata(found: ModelVersion, numbers: list[str]) -> dict[str, Any]:
                 "name": INPUT,
                 "datatype": "FP32",
                 "shape": [-1, len(found.features)],
-                "parameters": {"features": found.features, "categories": found.categories},
+                "parameters": {
+                    "features": found.features,
+                    "categories": found.categories,
+                    "encodings": found.definitions.encodings if found.definitions is not None else {},
+                },
             }
         ],
         "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, *outputs]}],
