@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from benchmarks.crew import where
+from benchmarks.meter import Meter
 from gridscore.errors import GridscoreError
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter
 from gridscore.group.lease_records import read_records
 from gridscore.job import Jobs
 from gridscore.leash import LeashedProcess
-from gridscore.proving.bench.meter import Meter
 from gridscore.scoring.preparation import prepare
 
 if TYPE_CHECKING:

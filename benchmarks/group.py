@@ -32,6 +32,8 @@ import psutil
 import typer
 
 from benchmarks.crew import Crew
+from benchmarks.meter import Meter
+from benchmarks.sights import SeenLoad
 from gridscore.cli.bench import Heap, MemberCount, Rounds, measured
 from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
 from gridscore.cli.output import console, print_json, print_table
@@ -44,8 +46,6 @@ from gridscore.group.offsets import Offsets
 from gridscore.job import Jobs
 from gridscore.models import Registry
 from gridscore.proving.bench import card
-from gridscore.proving.bench.meter import Meter
-from gridscore.proving.bench.steady import SteadyLoad
 from gridscore.proving.bench.throughput import fill, matrix_of
 from gridscore.scoring.runner import BATCH_EVENTS
 
@@ -56,11 +56,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.status import Status
 
+    from benchmarks.sights import Sights
     from gridscore.grid import Grid
     from gridscore.grid.member import Cluster
     from gridscore.group.lease_records import LeaseRecord
     from gridscore.job import Job
-    from gridscore.proving.bench.steady import Sights
 
 LEASE_SECONDS = 120.0
 """In part 1: longer than workers are suspended. Leases of that length are renewed by the same commits."""
@@ -397,9 +397,9 @@ class _Bench:
             self.report.renewals.append(sum(after[p].renewals - before[p].renewals for p in before) / usage.seconds)
         self.report.others.append(usage.others_cores)
 
-    def _steady_load(self) -> SteadyLoad:
+    def _steady_load(self) -> SeenLoad:
         texts = [text for _, text in card.events(_TEXTS)]
-        return SteadyLoad(self.grid, self.job, texts, self.report.rate, self.crew.check)
+        return SeenLoad(self.grid, self.job, texts, self.report.rate, self.crew.check)
 
     async def _join(self) -> None:
         async with self._steady_load() as load:

@@ -16,13 +16,13 @@ import yaml
 
 from benchmarks.crew import suspended
 from benchmarks.ground import ground
+from benchmarks.meter import resident_bytes
 from benchmarks.outcome import Growth, Status
 from benchmarks.systems.gridscore import Gridscore
 from benchmarks.throughput import worked_off
 from benchmarks.work import WORKS
 from gridscore.errors import GridscoreError
 from gridscore.grid.template import load_template
-from gridscore.proving.bench.meter import resident_bytes
 from gridscore.proving.bench.rounds import put_events
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from benchmarks.load import Sights
+    from benchmarks.meter import Usage
     from benchmarks.systems.base import System
-    from gridscore.proving.bench.meter import Usage
 
 Found = TypeVar("Found")
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from benchmarks.meter import Meter
 from benchmarks.outcome import Run, Status, Throughput
 from gridscore.errors import GridscoreError
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter, partition_of
-from gridscore.proving.bench.meter import Meter
 from gridscore.proving.bench.rounds import PAGE, destroy
 from gridscore.scoring.runner import BATCH_EVENTS
 
 if TYPE_CHECKING:
     from benchmarks.ground import Ground
-    from gridscore.proving.bench.meter import Usage
+    from benchmarks.meter import Usage
 
 NAMES = ("limit-drain", "limit-put", "limit-predict")
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.meter import Meter, Usage
 from gridscore.errors import GridscoreError
-from gridscore.proving.bench.meter import Meter, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -28,6 +28,7 @@ import typer
 import yaml
 
 from benchmarks.crew import where
+from benchmarks.meter import Meter, resident_bytes
 from gridscore.cli.output import console, errors, print_json, print_table, run
 from gridscore.errors import GridscoreError
 from gridscore.grid import GridSettings, Records, connect
@@ -38,7 +39,6 @@ from gridscore.job import Jobs, parse_job
 from gridscore.leash import LeashedProcess
 from gridscore.models import Registry
 from gridscore.proving.bench import card
-from gridscore.proving.bench.meter import Meter, resident_bytes
 from gridscore.proving.bench.throughput import fill_lookups
 
 if TYPE_CHECKING:

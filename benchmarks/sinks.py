@@ -29,8 +29,7 @@ from benchmarks.plugs import Kinds, chosen, measure_in_turn, report_on, until
 from gridscore.cli.bench import Heap, MemberCount, Rounds  # noqa: TC001 -- typer reads the annotations
 from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
 from gridscore.errors import GridscoreError
-from gridscore.proving.bench.meter import Meter
-from gridscore.proving.bench.rounds import Run, destroy, figures, put_events
+from gridscore.proving.bench.rounds import Meter, Run, destroy, figures, put_events
 from gridscore.sinks.runner import SinkRunner, runner_of
 
 if TYPE_CHECKING:
@@ -155,15 +154,14 @@ def _of_results(found: dict[str, Any]) -> dict[str, Any]:
 async def _run(grid: Grid, pids: Sequence[int], load: Load, count: int) -> Run:
     wanted = min(count, load.most or count)
     runner = load.runner(grid, f"bench-{secrets.token_hex(4)}")
-    stats, meter = runner.stats, Meter([], pids)
+    stats = runner.stats
     running = asyncio.create_task(runner.run())
     try:
         await until(running, lambda: stats.events, lambda: len(runner.group.held) > 0)
-        from_the_first_partition = Meter([], pids)
+        from_the_first_partition = Meter(pids)
         everywhere = grid.partition_count
         await until(running, lambda: stats.events, lambda: len(runner.group.held) == everywhere and stats.events > 0)
-        meter.begin()
-        before = stats.events
+        meter, before = Meter(pids), stats.events
         if before > wanted // 2:  # so quick that most is done while partitions come
             meter, before = from_the_first_partition, 0
         await until(running, lambda: stats.events, lambda: stats.events >= wanted)

@@ -27,8 +27,7 @@ from gridscore.cli.bench import Heap, MemberCount, Rounds  # noqa: TC001 -- type
 from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
 from gridscore.errors import GridscoreError
 from gridscore.leash import LeashedProcess
-from gridscore.proving.bench.meter import Meter
-from gridscore.proving.bench.rounds import Run, destroy, figures
+from gridscore.proving.bench.rounds import Meter, Run, destroy, figures
 from gridscore.sources.runner import SourceRunner, runner_of
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ async def measure(
 
 async def _run(grid: Grid, pids: Sequence[int], load: Load, to: str, events: int, log: Path) -> Run:
     runner = load.runner(grid, f"bench-{to.rpartition('-')[2]}")
-    stats, meter = runner.stats, Meter([], pids)
+    stats = runner.stats
     running = asyncio.create_task(runner.run())
     with contextlib.ExitStack() as stack:
         feeder: LeashedProcess | None = None
@@ -126,10 +125,9 @@ async def _run(grid: Grid, pids: Sequence[int], load: Load, to: str, events: int
             await until(running, lambda: stats.events, lambda: stats.state == "running")
             if load.feed is not None:
                 feeder = stack.enter_context(LeashedProcess(*load.feed, log))
-            from_the_open = Meter([], pids)
+            from_the_open = Meter(pids)
             await until(running, lambda: stats.events, lambda: stats.events > 0)
-            meter.begin()
-            before = stats.events
+            meter, before = Meter(pids), stats.events
             if before > events // 2:  # so few that most are there at the first look
                 meter, before = from_the_open, 0
             await until(running, lambda: stats.events, lambda: stats.events + stats.poison >= events)

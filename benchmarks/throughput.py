@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.load import closed_loop
+from benchmarks.meter import Meter
 from benchmarks.outcome import Run, Status, Throughput
 from gridscore.errors import GridscoreError
-from gridscore.proving.bench.meter import Meter
 from gridscore.proving.bench.rounds import REST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from benchmarks.ground import Ground
+    from benchmarks.meter import Usage
     from benchmarks.systems.base import System
-    from gridscore.proving.bench.meter import Usage
 
 FIRST, LAST = 0.1, 0.9
 """Parts of the results at which the window begins and ends."""

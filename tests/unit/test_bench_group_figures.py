@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.group import Phase, Report, Run
-from gridscore.proving.bench.steady import Sights
+from benchmarks.sights import Sights
 
 SIGHTS = Sights(
     due=np.array([1.0, 1.1, 2.0, 2.1, 2.2, 4.0]),

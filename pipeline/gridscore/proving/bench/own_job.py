@@ -303,9 +303,7 @@ async def _latency(grid: Grid, own: Job, samples: Samples, request: Request) -> 
                 f"The worker did not keep up with {request.rate:,.0f} events/s: the journal overwrote some unread.",
                 "Measure latency at a lower --rate.",
             ) from error
-    sights = load.sights()
-    counts = sights.due >= sights.due.min() + WARM_UP_SECONDS
-    return Latency(request.rate, seconds, (sights.seen - sights.due)[counts] * 1000)
+    return Latency(request.rate, seconds, load.millis(WARM_UP_SECONDS))
 
 
 IDLE = 0.3  # part of the time that a worker with a backlog may wait before that is worth a word

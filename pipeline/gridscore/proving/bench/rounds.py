@@ -7,13 +7,16 @@ loop, measured where they happen.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import statistics
+import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 
 from gridscore.errors import GridscoreError
 from gridscore.features import EventDecoder
@@ -22,7 +25,6 @@ from gridscore.grid.writer import MapWriter
 from gridscore.group.leases import start_over
 from gridscore.group.members import Members
 from gridscore.job import JobRecord, JobState
-from gridscore.proving.bench.meter import Meter
 from gridscore.scoring import JobRunner
 from gridscore.scoring.runner import BATCH_EVENTS
 
@@ -37,6 +39,27 @@ PAGE = 512
 _CHUNK_EVENTS = 5_000
 
 REST = "journal, sockets, event loop"  # what a worker uses beside its stages
+
+
+class Meter:
+    """Counts time, and CPU of this process and of the members by their process ids, from when it was made."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._pids = pids
+        self._before = self._now()
+
+    def _now(self) -> tuple[float, float, float]:
+        members = 0.0
+        for pid in self._pids:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = psutil.Process(pid).cpu_times()
+                members += times.user + times.system
+        return time.perf_counter(), time.process_time(), members
+
+    def read(self) -> tuple[float, float, float | None]:
+        """Seconds since, and CPU seconds of this process and of the members; None if these are not known."""
+        passed, own, members = (now - before for now, before in zip(self._now(), self._before, strict=True))
+        return passed, own, members if self._pids else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +80,7 @@ class Run:
     @classmethod
     def of(cls, events: int, meter: Meter, stages: dict[str, float] | None = None) -> Run:
         """What a meter has counted of this process and the members."""
-        used = meter.read()
-        return cls(events, used.seconds, used.harness, used.services if meter.has_services else None, stages or {})
+        return cls(events, *meter.read(), stages or {})
 
     def micros(self, seconds: float) -> float:
         """Microseconds per event."""
@@ -94,7 +116,7 @@ async def drain(grid: Grid, map_name: str, pids: Sequence[int], expected: int) -
     journal = Journal(grid, map_name)
     bounds = await asyncio.gather(*(journal.bounds(p) for p in range(grid.partition_count)))
     values: list[bytes] = []
-    meter = Meter([], pids)
+    meter = Meter(pids)
 
     async def read(partition: int, position: int, newest: int) -> None:
         while position <= newest:
@@ -130,7 +152,7 @@ def predict(
     if len(matrix) < min(BATCH_EVENTS, count):
         matrix = np.tile(matrix, (-(-BATCH_EVENTS // len(matrix)), 1))
     done = begin = 0
-    meter = Meter([], pids)
+    meter = Meter(pids)
     while done < count:
         batch = matrix[begin : begin + min(BATCH_EVENTS, count - done)]
         predictor(batch)
@@ -178,7 +200,7 @@ async def score(grid: Grid, pids: Sequence[int], job: Job, count: int, worker: s
     async with scoring(grid, job, worker) as (runner, check):
         stats = runner.stats
         before, stages = stats.events + stats.dead, dict(stats.stage_ns)
-        meter = Meter([], pids)
+        meter = Meter(pids)
         while stats.events + stats.dead < count:
             check()
             await asyncio.sleep(0.005)

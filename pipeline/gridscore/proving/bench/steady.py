@@ -1,4 +1,4 @@
-"""A steady load with a listener beside it: when each event was due, when its result was seen, and of which epoch.
+"""A steady load with a listener beside it: when each event was due, and when its result was seen.
 
 Events are put at a schedule, whatever comes back, by this process. The listener is in it as well: one clock.
 """
@@ -8,19 +8,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-import msgspec
 import numpy as np
 
 from gridscore.client.producer import Producer
 from gridscore.client.results import listen
 from gridscore.errors import GridscoreError
-from gridscore.grid.writer import MapWriter, partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -32,13 +29,6 @@ _LATE_SECONDS = 60.0
 _numbers = itertools.count()
 
 
-class _Result(msgspec.Struct):
-    epoch: int
-
-
-_decode = msgspec.json.Decoder(_Result).decode
-
-
 class SteadyLoad:
     """Puts events at a rate while entered, and notes their results. Leaving it waits for all of them.
 
@@ -48,9 +38,6 @@ class SteadyLoad:
         texts: JSON texts of the events, taken again and again.
         rate: Events per second.
         check: Raises if there is no use in waiting.
-
-    Attributes:
-        repeated: Results that were seen once more.
     """
 
     def __init__(self, grid: Grid, job: Job, texts: Sequence[bytes], rate: float, check: Callable[[], None]) -> None:
@@ -61,8 +48,7 @@ class SteadyLoad:
         self._check = check
         self._prefix = f"load{next(_numbers)}-"
         self._put = 0
-        self.repeated = 0
-        self._seen: list[tuple[float, str, str]] = []
+        self._seen: list[tuple[float, str]] = []
         self._found: set[str] = set()
         self._stop = False
 
@@ -86,9 +72,8 @@ class SteadyLoad:
     def _arrived(self, event: Any) -> None:
         key = event.key
         if key.startswith(self._prefix):
-            self.repeated += key in self._found
             self._found.add(key)
-            self._seen.append((time.perf_counter(), key, event.value.to_string()))
+            self._seen.append((time.perf_counter(), key))
 
     async def _run(self) -> None:
         producer, texts = Producer(self._grid, self._job.events), self._texts
@@ -108,39 +93,9 @@ class SteadyLoad:
                 raise GridscoreError(f"{self._put - len(self._found):,} events have no result after {_LATE_SECONDS} s.")
             await asyncio.sleep(_TICK_SECONDS)
 
-    def sights(self) -> Sights:
-        """What was seen; call it when the load has ended."""
-        writer, count = MapWriter(self._grid, self._job.events), self._grid.partition_count
-        numbers = np.array([int(key[len(self._prefix) :]) for _, key, _ in self._seen], dtype=np.int64)
-        return Sights(
-            due=self._start + (numbers + 1) / self._rate,
-            seen=np.array([at for at, _, _ in self._seen]),
-            partition=np.array([partition_of(writer.serialize_key(key), count) for _, key, _ in self._seen]),
-            epoch=np.array([_decode(text).epoch for _, _, text in self._seen]),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Sights:
-    """Results as a listener saw them, in columns of one length, one row for each time that one was seen."""
-
-    due: NDArray[np.float64]  # when the event was due, seconds of `time.perf_counter`
-    seen: NDArray[np.float64]  # when the listener was told of the result, of the same clock
-    partition: NDArray[np.int64]  # of the event
-    epoch: NDArray[np.int64]  # of the lease that the result was written under
-
-    def longest(self, partitions: Collection[int], began: float, ended: float) -> NDArray[np.float64]:
-        """The longest time from due to seen in each partition, of what waited at some time within a window.
-
-        Returns: milliseconds, one for each of the partitions that had something to do then.
-        """
-        there = (self.seen > began) & (self.due < ended) & np.isin(self.partition, list(partitions))
-        longest: NDArray[np.float64] = np.full(int(self.partition.max(initial=0)) + 1, -np.inf)
-        np.maximum.at(longest, self.partition[there], (self.seen - self.due)[there] * 1000)
-        return longest[np.isfinite(longest)]
-
-    def strangers(self, epochs: dict[int, int], began: float, ended: float) -> set[int]:
-        """Those of the partitions that had a result of another epoch, seen within a window."""
-        there = (self.seen > began) & (self.seen < ended)
-        pairs = zip(self.partition[there].tolist(), self.epoch[there].tolist(), strict=True)
-        return {partition for partition, epoch in pairs if epochs.get(partition, epoch) != epoch}
+    def millis(self, warm_up: float) -> NDArray[np.float64]:
+        """Milliseconds from when each event was due to its result; of those that were due after the warm-up."""
+        due = np.array([int(key[len(self._prefix) :]) + 1 for _, key in self._seen]) / self._rate
+        waited = (np.array([at for at, _ in self._seen]) - self._start - due) * 1000
+        counts: NDArray[np.float64] = waited[due >= due.min() + warm_up]
+        return counts

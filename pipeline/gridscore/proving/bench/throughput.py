@@ -21,9 +21,9 @@ from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter
 from gridscore.models import Registry
 from gridscore.proving.bench import card
-from gridscore.proving.bench.meter import Meter
 from gridscore.proving.bench.rounds import (
     PAGE,
+    Meter,
     Run,
     destroy,
     drain,
@@ -76,7 +76,7 @@ async def drain_as_published(grid: Grid, pids: Sequence[int]) -> Run:
         journal = Journal(grid, _EVENTS)
         bounds = await asyncio.gather(*(journal.bounds(p) for p in range(grid.partition_count)))
         count = 0
-        meter = Meter([], pids)
+        meter = Meter(pids)
 
         async def read(partition: int, position: int, newest: int) -> None:
             nonlocal count

@@ -45,11 +45,6 @@ class Meter:
         self._services = services
         self.begin()
 
-    @property
-    def has_services(self) -> bool:
-        """Whether any service is counted."""
-        return bool(self._services)
-
     def begin(self) -> None:
         """Count from now. Making a meter takes a while on a busy machine, as it looks for children; this does not."""
         self._began = _busy()
