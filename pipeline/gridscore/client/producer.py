@@ -69,14 +69,6 @@ class Producer:
 
     A map without a journal, or that no job reads, is never waited for.
 
-    Args:
-        max_wait: Seconds that a partition, or a member's heap, may be full before what waits is given up; for ever if
-            None.
-        retry_seconds: How long to retry a put that the cluster does not confirm.
-        on_wait: Called when waiting begins, several times a second while it lasts, and with None when it ends.
-        most_held: Events, bytes and calls that may wait for full partitions; a quarter of it for one of them. More is
-            refused at once. If None, a caller that brings more waits, and brings nothing else meanwhile.
-
     Attributes:
         acknowledged: Events that the cluster has confirmed, with their backups.
         repeated: Events that were put again because the fate of the first put was unknown.
@@ -88,9 +80,13 @@ class Producer:
         grid: Grid,
         map_name: str,
         *,
+        # Seconds that a partition, or a member's heap, may be full before what waits is given up; for ever if None.
         max_wait: float | None = None,
-        retry_seconds: float = 60.0,
+        retry_seconds: float = 60.0,  # how long to retry a put that the cluster does not confirm
+        # Called when waiting begins, several times a second while it lasts, and with None when it ends.
         on_wait: Callable[[Waiting | None], None] | None = None,
+        # Events, bytes and calls that may wait for full partitions; a quarter of it for one of them. More is refused at
+        # once. If None, a caller that brings more waits, and brings nothing else meanwhile.
         most_held: tuple[int, int, int] | None = None,
     ) -> None:
         self._grid = grid

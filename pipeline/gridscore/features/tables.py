@@ -201,22 +201,15 @@ def rows_as_json(frame: pd.DataFrame, fields: Mapping[str, FieldType], source: s
 
 
 def lookup_entries(
-    frame: pd.DataFrame,
-    job: Job,
+    frame: pd.DataFrame,  # a column for each field and each part of the key
+    job: Job,  # which says what a key is
     name: str,
-    source: str = "the table",
+    source: str = "the table",  # what to call the table in messages
     *,
-    skip_bad: bool = False,
-    columns: Sequence[str] | None = None,
+    skip_bad: bool = False,  # leave out rows whose key no event can ask for, instead of raising
+    columns: Sequence[str] | None = None,  # those of the key, if they have other names than the job says
 ) -> Iterator[tuple[str | int, bytes]]:
     """Key and JSON of each row of a lookup's table; rows without a key are left out.
-
-    Args:
-        frame: A column for each field and each part of the key.
-        job: Which says what a key is.
-        source: What to call the table in messages.
-        skip_bad: Leave out rows whose key no event can ask for, instead of raising.
-        columns: Those of the key, if they have other names than the job says.
 
     Raises:
         TableError: A column is missing, or has times without a time zone, or a row's key is not one.

@@ -409,27 +409,17 @@ def _answer(name: str, seen: Sequence[_Element], last: int, now: float, value: f
 
 
 def run(
-    series: NDArray[Any],
-    calls: NDArray[Any],
-    lateness: float,
-    states: Sequence[bytes],
-    entities: NDArray[Any],
-    sequences: NDArray[Any],
+    series: NDArray[Any],  # a row each, as `windows.Series`
+    calls: NDArray[Any],  # a row each, as `windows.Call`
+    lateness: float,  # in seconds
+    states: Sequence[bytes],  # of the entities; empty for one that had no events
+    entities: NDArray[Any],  # the number of each event's; -1 if it has none
+    sequences: NDArray[Any],  # of the events; -1 if there is none, `LOOK` if it is not to be added
     times: NDArray[Any],
-    columns: NDArray[Any],
-    out: NDArray[Any],
+    columns: NDArray[Any],  # a row a column
+    out: NDArray[Any],  # a row a call, filled with NaN; what each event sees
 ) -> tuple[list[bytes], int]:
     """Let events ask their entity's windows, then add them, one after the other.
-
-    Args:
-        series: A row each, as `windows.Series`.
-        calls: A row each, as `windows.Call`.
-        lateness: In seconds.
-        states: Of the entities; empty for one that had no events.
-        entities: The number of each event's; -1 if it has none.
-        sequences: Of the events; -1 if there is none, `LOOK` if it is not to be added.
-        columns: A row a column.
-        out: A row a call, filled with NaN; what each event sees.
 
     Returns:
         The states afterwards, and how many events were late.

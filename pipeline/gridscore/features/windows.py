@@ -220,15 +220,13 @@ class Windows:
         self,
         events: EventColumns,
         inputs: Sequence[Inputs],
+        # Of entities by key, for each window; one that is not there has had no events.
         states: Sequence[Mapping[Any, bytes]],
+        # Of the events; one that is not above that of its entity's state changes nothing. Without them, or for one
+        # below 0, every event counts.
         sequences: Sequence[int] | None = None,
     ) -> tuple[EventColumns, list[dict[Any, bytes]]]:
         """Add events to their windows, in this order; nothing that is given is changed.
-
-        Args:
-            states: Of entities by key, for each window; one that is not there has had no events.
-            sequences: Of the events; one that is not above that of its entity's state changes nothing. Without them, or
-                for one below 0, every event counts.
 
         Returns:
             The events with what each found in its windows; and the states of their entities afterwards.

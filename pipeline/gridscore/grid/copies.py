@@ -54,24 +54,17 @@ class Table(Protocol):
 
 
 class LiveCopy:
-    """A copy of a whole map in a table of this process.
-
-    Args:
-        table: What to fill; only the event loop touches it.
-        max_entries: Entries that it may hold.
-        verify_seconds: Pause between two comparisons of its size with the map's.
-        reload_seconds: Age of the last load at which the map is loaded again, whatever the sizes say.
-    """
+    """A copy of a whole map in a table of this process."""
 
     def __init__(
         self,
         grid: Grid,
         map_name: str,
-        table: Table,
+        table: Table,  # what to fill; only the event loop touches it
         *,
-        max_entries: int,
-        verify_seconds: float = 5.0,
-        reload_seconds: float = 600.0,
+        max_entries: int,  # entries that it may hold
+        verify_seconds: float = 5.0,  # pause between two comparisons of its size with the map's
+        reload_seconds: float = 600.0,  # age of the last load at which the map is loaded again, whatever the sizes say
     ) -> None:
         self._grid = grid
         self.map_name = map_name

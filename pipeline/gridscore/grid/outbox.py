@@ -39,20 +39,14 @@ class _Piece:
 
 
 class Outbox:
-    """Sends on the socket of a transport, which must not write itself.
-
-    Args:
-        file: Of the transport's socket; it is duplicated, so the transport may close its own.
-        broken: Called when nothing more can be sent: the connection is to be aborted.
-        sent: Called with the number of bytes that the system has taken.
-    """
+    """Sends on the socket of a transport, which must not write itself."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        file: int,
-        broken: Callable[[], None],
-        sent: Callable[[int], None] = lambda _: None,
+        file: int,  # of the transport's socket; it is duplicated, so the transport may close its own
+        broken: Callable[[], None],  # called when nothing more can be sent: the connection is to be aborted
+        sent: Callable[[int], None] = lambda _: None,  # called with the number of bytes that the system has taken
     ) -> None:
         self._loop = loop
         self._socket = socket.socket(fileno=os.dup(file))

@@ -49,23 +49,16 @@ def load_template(path: Path | None = None) -> dict[str, Any]:
 
 
 def member_config(
-    template: dict[str, Any],
+    template: dict[str, Any],  # the section `hazelcast:`; it is not changed
     *,
     ports: list[int],
     index: int,
     cluster_name: str,
-    instance_name: str,
-    announced: Sequence[int] = (),
-    outbound: Sequence[range] = (),
+    instance_name: str,  # what the member calls itself in its log
+    announced: Sequence[int] = (),  # ports that the members announce; default: their own
+    outbound: Sequence[range] = (),  # ports from which each member connects to others; default: any
 ) -> str:
-    """The YAML of one member of a cluster on this machine.
-
-    Args:
-        template: The section `hazelcast:`; it is not changed.
-        instance_name: What the member calls itself in its log.
-        announced: Ports that the members announce; default: their own.
-        outbound: Ports from which each member connects to others; default: any.
-    """
+    """The YAML of one member of a cluster on this machine."""
     announced = announced or ports
     config = dict(template)
     config["cluster-name"] = cluster_name

@@ -438,22 +438,17 @@ def _version_text(number: int) -> str:
 def invoke(
     client: HazelcastClient,
     message: OutboundMessage,
-    partition: int,
-    decode: Callable[[Any], Any],
+    partition: int,  # whose owner to ask
+    decode: Callable[[Any], Any],  # makes the future's value of the response
     *,
+    # For how long the client may send it again after an error that may pass; None: as configured. With 0, it is sent
+    # once: nothing can overtake it or come late.
     retry_seconds: float | None = None,
+    # Of the monotonic clock: when it must no longer be sent. It then goes straight to the partition's owner, through no
+    # other member. The future fails with `NotSentError` if it was not sent.
     until: float | None = None,
 ) -> asyncio.Future[Any]:
-    """Send a request to the owner of a partition; the future holds what `decode` makes of the response.
-
-    Args:
-        partition: Whose owner to ask.
-        decode: Makes the future's value of the response.
-        retry_seconds: For how long the client may send it again after an error that may pass; None: as configured.
-            With 0, it is sent once: nothing can overtake it or come late.
-        until: Of the monotonic clock: when it must no longer be sent. It then goes straight to the partition's owner,
-            through no other member. The future fails with `NotSentError` if it was not sent.
-    """
+    """Send a request to the owner of a partition; the future holds what `decode` makes of the response."""
     service = client._invocation_service  # noqa: SLF001
     if until is not None:
         bounded = _BoundedMessage(message.buf, message.retryable, message.contains_data)

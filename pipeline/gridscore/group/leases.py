@@ -132,13 +132,7 @@ class _Due(NamedTuple):
 
 
 class Leases:
-    """The leases of one job, as one worker holds them.
-
-    Args:
-        seconds: Lease time: how long the partitions of a killed worker wait for a new owner; see `Fence.of`.
-        epochs_by_time: Whether epochs begin with the time, in seconds since 1970, not with 1.
-        sessions: Of the process; default: new ones.
-    """
+    """The leases of one job, as one worker holds them."""
 
     def __init__(
         self,
@@ -146,9 +140,10 @@ class Leases:
         job: str,
         worker: str,
         *,
+        # Lease time: how long the partitions of a killed worker wait for a new owner; see `Fence.of`.
         seconds: float = LEASE_SECONDS,
-        epochs_by_time: bool = False,
-        sessions: Sessions | None = None,
+        epochs_by_time: bool = False,  # whether epochs begin with the time, in seconds since 1970, not with 1
+        sessions: Sessions | None = None,  # of the process; default: new ones
     ) -> None:
         self._grid = grid
         self.job = job

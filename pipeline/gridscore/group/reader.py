@@ -103,11 +103,6 @@ class Arrival(NamedTuple):
 class JournalReader:
     """Reads partitions, and keeps what arrives until it is taken.
 
-    Args:
-        regressed: Called with a partition and the sequence at which its journal has begun again; reading stops.
-        look_into: Called with a cursor, a page in doubt or behind a gap, and the size of the gap; returns the page to
-            take instead. If it fails, the page is read again.
-
     Attributes:
         page_events: Events of one read at most.
     """
@@ -116,7 +111,10 @@ class JournalReader:
         self,
         grid: Grid,
         map_name: str,
+        # Called with a partition and the sequence at which its journal has begun again; reading stops.
         regressed: Callable[[int, int], None],
+        # Called with a cursor, a page in doubt or behind a gap, and the size of the gap; returns the page to take
+        # instead. If it fails, the page is read again.
         look_into: Callable[[Cursor, Page, int], Awaitable[Page]],
     ) -> None:
         self._grid = grid

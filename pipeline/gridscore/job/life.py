@@ -167,28 +167,21 @@ class Jobs:
         self,
         job: Job,
         *,
-        update: bool = False,
-        release: Release | None = None,
+        update: bool = False,  # replace an active job of that name; it goes on from its committed offsets
+        release: Release | None = None,  # the version of the model that it goes live with, in the same step
+        # The version that scores for the job that is replaced, if the release exchanges it.
         replaced: int | None = None,
-        restarts: int = 0,
+        restarts: int = 0,  # those that the leases of a job have seen whose record was removed
+        # The job of that name on which `release` and `replaced` were decided, None if there was none; nothing is
+        # submitted if it is another one now.
         read: JobRecord | msgspec.UnsetType | None = msgspec.UNSET,
-        suspended: bool = False,
-        begun: Mapping[str, int] = MappingProxyType({}),
+        suspended: bool = False,  # what is changed by this is not scored for before it is resumed
+        begun: Mapping[str, int] = MappingProxyType({}),  # what the record says of windows after an update of `read`
     ) -> JobRecord:
         """Put a job into the cluster.
 
         The same job submitted twice is one job. One that is over begins anew; one that FAILED goes on, as it is or
         updated.
-
-        Args:
-            update: Replace an active job of that name; it goes on from its committed offsets.
-            release: The version of the model that it goes live with, in the same step.
-            replaced: The version that scores for the job that is replaced, if the release exchanges it.
-            restarts: Those that the leases of a job have seen whose record was removed.
-            read: The job of that name on which `release` and `replaced` were decided, None if there was none; nothing
-                is submitted if it is another one now.
-            suspended: What is changed by this is not scored for before it is resumed.
-            begun: What the record says of windows after an update of `read`.
 
         Raises:
             JobFileError: It names no features.

@@ -148,24 +148,15 @@ def example() -> list[dict[str, Any]]:
 
 def files_of(
     name: str,
-    job: str,
-    events: Sequence[Mapping[str, Any]],
+    job: str,  # the text of its file
+    events: Sequence[Mapping[str, Any]],  # of the history, with the label; or whatever events the job takes
     *,
-    version: str,
-    history: str = "",
-    label: str = "",
-    key: str = "",
+    version: str,  # of Gridscore
+    history: str = "",  # the name of its file; empty if there is none
+    label: str = "",  # the column to train for; empty if there is a model already
+    key: str = "",  # the column with each event's key; empty if none is known
 ) -> dict[str, str]:
-    """The files of a project, by path; the model and the history are not among them.
-
-    Args:
-        job: The text of its file.
-        events: Of the history, with the label; or whatever events the job takes.
-        version: Of Gridscore.
-        history: The name of its file; empty if there is none.
-        label: The column to train for; empty if there is a model already.
-        key: The column with each event's key; empty if none is known.
-    """
+    """The files of a project, by path; the model and the history are not among them."""
     shown = [{field: value for field, value in event.items() if field != label} for event in events[:EVENTS]]
     trains = bool(label)
     files = {

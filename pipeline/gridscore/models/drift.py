@@ -127,21 +127,15 @@ async def drift_of(grid: Grid, job: str) -> DriftRecord | None:
 
 
 def advanced(
-    value: dict[str, Any] | None,
+    value: dict[str, Any] | None,  # the record; None if there is none. What is not one is begun anew
     version: str,
     baseline: Baseline,
-    part: tuple[int, Counts],
+    part: tuple[int, Counts],  # events and counts, as in a `Tally`
     spec: Drift,
     worker: str,
-    now: int,
+    now: int,  # when the worker counted them, in milliseconds since 1970
 ) -> DriftRecord:
-    """The record of a job with what one worker has counted, once; judges the window if it is full.
-
-    Args:
-        value: The record; None if there is none. What is not one is begun anew.
-        part: Events and counts, as in a `Tally`.
-        now: When the worker counted them, in milliseconds since 1970.
-    """
+    """The record of a job with what one worker has counted, once; judges the window if it is full."""
     try:
         record = msgspec.convert(value or {}, DriftRecord)
     except msgspec.ValidationError:

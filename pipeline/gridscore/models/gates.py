@@ -35,19 +35,13 @@ class Verdict(NamedTuple):
 def judge(
     gates: Gates,
     model: LoadedModel,
+    # That scores now, to compare with; why it cannot be used; or None without a champion.
     champion: LoadedModel | str | None,
-    sample: Sample | str | None,
-    events: Rows | str,
-    certificate: Certificate | None = None,
+    sample: Sample | str | None,  # labelled rows; why they cannot be used; None if there are none
+    events: Rows | str,  # the latest, or why there are none
+    certificate: Certificate | None = None,  # of the parity of this version and this job; None if there is none
 ) -> list[Verdict]:
-    """What each gate of a job says of a version. Takes a while: not for the event loop.
-
-    Args:
-        champion: That scores now, to compare with; why it cannot be used; or None without a champion.
-        sample: Labelled rows; why they cannot be used; None if there are none.
-        events: The latest, or why there are none.
-        certificate: Of the parity of this version and this job; None if there is none.
-    """
+    """What each gate of a job says of a version. Takes a while: not for the event loop."""
     checks: dict[str, Callable[[], tuple[bool, str]]] = {}
     for number, row in enumerate(gates.golden, 1):
         checks[f"golden row {number}"] = lambda row=row: _golden(row, model)  # type: ignore[misc]

@@ -108,37 +108,27 @@ class Registry:
 
     async def add(
         self,
-        model: Any,
+        model: Any,  # a path, bytes, a Booster, an estimator of `xgboost.sklearn`, or what `check` gave of one
         name: str,
         *,
-        alias: str | None = None,
+        alias: str | None = None,  # to point at the version, in the same step
         metrics: Mapping[str, float] | None = None,
+        # Texts in the order of their codes, by feature; instead of what the model itself says.
         categories: Mapping[str, Sequence[str]] | None = None,
-        jobs: Mapping[str, Job] | None = None,
-        allow_changed: bool = False,
-        again: bool = False,
+        jobs: Mapping[str, Job] | None = None,  # that would score with it, by name; checked before anything is written
+        allow_changed: bool = False,  # accept features that these jobs define otherwise than training did
+        again: bool = False,  # make a new version even if the registry holds the very same model
         description: str | None = None,
         tags: Mapping[str, str] | None = None,
-        source: str = "",
+        source: str = "",  # where it comes from, if not from a file or this program
         why: str = "",
-        approval: Approval | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        approval: Approval | None = None,  # of the gates, to move the alias
+        progress: Callable[[int, int], None] | None = None,  # called with the bytes written and all bytes
     ) -> Added:
         """Add a model as the next version of its name.
 
         Nothing is visible until all of it is there; what an interrupted push leaves is cleared away at once, or, if
         this process dies, by a later push.
-
-        Args:
-            model: A path, bytes, a Booster, an estimator of `xgboost.sklearn`, or what `check` gave of one.
-            alias: To point at the version, in the same step.
-            categories: Texts in the order of their codes, by feature; instead of what the model itself says.
-            jobs: That would score with it, by name; checked before anything is written.
-            allow_changed: Accept features that these jobs define otherwise than training did.
-            again: Make a new version even if the registry holds the very same model.
-            source: Where it comes from, if not from a file or this program.
-            approval: Of the gates, to move the alias.
-            progress: Called with the bytes written and all bytes.
 
         Raises:
             ModelError: It is not a model that Gridscore can score with, or not for the features of the jobs.
@@ -213,22 +203,16 @@ class Registry:
     async def promote(
         self,
         name: str,
-        version: int | None = None,
+        version: int | None = None,  # its number; an earlier one rolls back
         alias: str = "champion",
         *,
-        previous: bool = False,
-        jobs: Mapping[str, Job] | None = None,
-        allow_changed: bool = False,
+        previous: bool = False,  # instead of a number: where the alias pointed before
+        jobs: Mapping[str, Job] | None = None,  # that follow the alias, by name; checked before anything is written
+        allow_changed: bool = False,  # accept features that these jobs define otherwise than training did
         why: str = "",
         approval: Approval | None = None,
     ) -> ModelVersion:
         """Point an alias at a version; workers that follow it have it within a second.
-
-        Args:
-            version: Its number; an earlier one rolls back.
-            previous: Instead of a number: where the alias pointed before.
-            jobs: That follow the alias, by name; checked before anything is written.
-            allow_changed: Accept features that these jobs define otherwise than training did.
 
         Raises:
             ModelError: There is no such model or version, or it is not for the features of the jobs.

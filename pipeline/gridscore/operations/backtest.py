@@ -56,28 +56,19 @@ class _Scored:
 
 
 async def backtest(
-    job: Job,
-    sides: Sequence[Side],
-    given: Given,
-    history: Path,
+    job: Job,  # whose schema, features and decisions
+    sides: Sequence[Side],  # the versions: one, or two to be compared, what there is now last
+    given: Given,  # the lookups
+    history: Path,  # CSV, Parquet or JSON lines, in the order of time if the job has windows
     *,
+    # The column with what came of each event: 0 or 1, or a number; empty where that is not known.
     label: str | None = None,
+    # Seconds until a label is known: events that are younger than that at the end of the history count without one.
     label_delay: float = 0.0,
-    value: str | None = None,
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    value: str | None = None,  # a column of numbers, to be summed for decisions
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,  # called with the rows done and all rows
 ) -> dict[str, Any]:
     """Score a history, and say what came of it; the report is plain, as JSON has it.
-
-    Args:
-        job: Whose schema, features and decisions.
-        sides: The versions: one, or two to be compared, what there is now last.
-        given: The lookups.
-        history: CSV, Parquet or JSON lines, in the order of time if the job has windows.
-        label: The column with what came of each event: 0 or 1, or a number; empty where that is not known.
-        label_delay: Seconds until a label is known: events that are younger than that at the end of the history count
-            without one.
-        value: A column of numbers, to be summed for decisions.
-        on_progress: Called with the rows done and all rows.
 
     Raises:
         TableError: The history cannot be read, lacks a column, is out of order by more than the job's lateness, or

@@ -115,14 +115,11 @@ async def model_report(
     grid: Grid,
     name: str,
     *,
-    last: float | None = None,
+    last: float | None = None,  # only results of so many seconds; default: all that are kept
+    # Called with the partitions done and all partitions.
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> dict[str, Any]:
     """Metrics of each version that has scored, over what is known by now; plain, as JSON has it.
-
-    Args:
-        last: Only results of so many seconds; default: all that are kept.
-        on_progress: Called with the partitions done and all partitions.
 
     Raises:
         JobError: There is no such job, or it says nothing of labels.

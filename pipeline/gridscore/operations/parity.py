@@ -122,21 +122,16 @@ class Parity:
 
 
 async def parity(
-    subject: Subject,
+    subject: Subject,  # a submitted job, and the version that is judged
     *,
-    events: int = EVENTS,
-    wait: float = _READ_SECONDS,
+    events: int = EVENTS,  # how many, or a few more
+    wait: float = _READ_SECONDS,  # seconds to wait for events, where a job has windows that are older than the journal
+    # `here` compares with what the worker's code gives in this process, and not with results.
     served: Literal["live", "here"] = "live",
+    # Called with the partitions done and all partitions.
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Parity:
     """Compare the newest events of a job, spread over its partitions, with what they give offline.
-
-    Args:
-        subject: A submitted job, and the version that is judged.
-        events: How many, or a few more.
-        wait: Seconds to wait for events, where a job has windows that are older than the journal.
-        served: `here` compares with what the worker's code gives in this process, and not with results.
-        on_progress: Called with the partitions done and all partitions.
 
     Raises:
         MapNotFoundError: There is no event map.

@@ -155,19 +155,14 @@ async def of_file(
 
 
 async def of_journal(
-    subject: Subject,
+    subject: Subject,  # a submitted job, and the version that scores
     *,
-    key: str | None = None,
-    oldest: bool = False,
+    key: str | None = None,  # only those with this key
+    oldest: bool = False,  # begin with the oldest that the journal has, and not with the next one
+    # Called with the number of events that were overwritten before they were read.
     missed: Callable[[int], None] = lambda _count: None,
 ) -> AsyncGenerator[Passed, None]:
     """The events of a job as they are put, for as long as one iterates.
-
-    Args:
-        subject: A submitted job, and the version that scores.
-        key: Only those with this key.
-        oldest: Begin with the oldest that the journal has, and not with the next one.
-        missed: Called with the number of events that were overwritten before they were read.
 
     Raises:
         MapNotFoundError: There is no event map.

@@ -61,18 +61,13 @@ def is_file(text: str | None) -> bool:
 
 @asynccontextmanager
 async def subject_of(
-    connect: Callable[[], AbstractAsyncContextManager[Grid]],
-    job: str,
+    connect: Callable[[], AbstractAsyncContextManager[Grid]],  # called if something is in the cluster
+    job: str,  # the path of a job file, or the name of a submitted job
+    # Each a file, the number of a version, or an alias; None for what the job scores with.
     models: Sequence[str | None],
-    lookups: Path | None,
+    lookups: Path | None,  # a directory with their tables; without it, the maps of the cluster are taken as they are
 ) -> AsyncIterator[Subject]:
     """Find what the arguments of a command name.
-
-    Args:
-        connect: Called if something is in the cluster.
-        job: The path of a job file, or the name of a submitted job.
-        models: Each a file, the number of a version, or an alias; None for what the job scores with.
-        lookups: A directory with their tables; without it, the maps of the cluster are taken as they are.
 
     Raises:
         JobFileError: The job file is not valid.

@@ -78,21 +78,16 @@ class Loaded:
 async def load_states(
     grid: Grid,
     record: JobRecord,
-    history: Path,
+    history: Path,  # CSV, Parquet or JSON lines, in the order of time; it must have every event before `until`
     *,
+    # Only the events before that moment count by the history, in seconds since 1970. Default: all of it.
     until: float | None = None,
-    skip_bad: bool = False,
-    dry_run: bool = False,
+    skip_bad: bool = False,  # leave out rows that are not events, and count them
+    dry_run: bool = False,  # write nothing
+    # Called with the rows read and all rows, in each reading anew.
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Loaded:
     """Make the states of a job's windows from a history, and put them into the grid. A second time changes nothing.
-
-    Args:
-        history: CSV, Parquet or JSON lines, in the order of time; it must have every event before `until`.
-        until: Only the events before that moment count by the history, in seconds since 1970. Default: all of it.
-        skip_bad: Leave out rows that are not events, and count them.
-        dry_run: Write nothing.
-        on_progress: Called with the rows read and all rows, in each reading anew.
 
     Raises:
         JobError: The job has no windows, or scores; or it has begun meanwhile.

@@ -255,20 +255,15 @@ async def audit(
     grid: Grid,
     record: JobRecord,
     *,
+    # Whether to have missing events scored. Default: unless the job began at the latest event, for earlier events have
+    # no result either, and look the same.
     repair: bool | None = None,
-    patience: float = PATIENCE_SECONDS,
-    most: int = MAX_FOUND,
+    patience: float = PATIENCE_SECONDS,  # seconds to wait for a job without progress
+    most: int = MAX_FOUND,  # events without a result at which the search stops
+    # Called with what is being done, how much of it is done, and of how much.
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Audit:
-    """Find the events of a job that have no result, and have them scored.
-
-    Args:
-        repair: Whether to have missing events scored. Default: unless the job began at the latest event, for earlier
-            events have no result either, and look the same.
-        patience: Seconds to wait for a job without progress.
-        most: Events without a result at which the search stops.
-        progress: Called with what is being done, how much of it is done, and of how much.
-    """
+    """Find the events of a job that have no result, and have them scored."""
     if repair is None:
         repair = not record.begins_late
     repair = repair and record.state not in ENDED

@@ -76,24 +76,20 @@ class WorkerProcesses:
 
     The first starts alone, so that wrong settings, or trouble with the cluster, are reported once.
 
-    Args:
-        command: What a child runs; it must hold the leash and say when it is ready.
-        own: Further words of a child's command, given its number.
-        show: Prints a line of a child, given its number, from 1 (0: what the very first says before it is connected).
-        tell: Prints a line of ours.
-
     Attributes:
         started: The processes that ran at some time: the grid has records of ended ones for some seconds.
     """
 
     def __init__(
         self,
-        command: Sequence[str],
+        command: Sequence[str],  # what a child runs; it must hold the leash and say when it is ready
         count: int,
         *,
+        # Further words of a child's command, given its number.
         own: Callable[[int], Sequence[str]] = lambda _number: (),
+        # Prints a line of a child, given its number, from 1 (0: what the very first says before it is connected).
         show: Callable[[int, str], None],
-        tell: Callable[[str], None],
+        tell: Callable[[str], None],  # prints a line of ours
         delays: Sequence[float] = DELAYS,
     ) -> None:
         self._command, self._own = list(command), own

@@ -85,22 +85,16 @@ class Reasons:
         self,
         active: ActiveModel,
         events: EventColumns,
+        # What was scored: the matrix, and the margins if there are any.
         inputs: tuple[NDArray[np.float32], NDArray[np.float32] | None],
         scores: NDArray[np.float32],
+        # Labels and decisions, as `ResultEncoder.named` gives them.
         named: Mapping[str, tuple[tuple[str, ...], NDArray[np.intp]]],
-        spans: Sequence[tuple[PartitionBatch, int]],
-        rows: tuple[Sequence[int], Sequence[bytes], Sequence[bytes]],
-        variants: NDArray[np.int64] | None = None,
+        spans: Sequence[tuple[PartitionBatch, int]],  # partitions in order, each with the number of its rows
+        rows: tuple[Sequence[int], Sequence[bytes], Sequence[bytes]],  # sequences, keys and results
+        variants: NDArray[np.int64] | None = None,  # which are the challenger's (1), during an experiment
     ) -> None:
-        """Take the rows of a scored batch that want reasons.
-
-        Args:
-            inputs: What was scored: the matrix, and the margins if there are any.
-            named: Labels and decisions, as `ResultEncoder.named` gives them.
-            spans: Partitions in order, each with the number of its rows.
-            rows: Sequences, keys and results.
-            variants: Which are the challenger's (1), during an experiment.
-        """
+        """Take the rows of a scored batch that want reasons."""
         wanted = np.ones(len(events), bool)
         if self._spec.decisions:
             texts_of, numbers = named["decision"]

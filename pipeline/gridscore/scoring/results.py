@@ -83,22 +83,15 @@ class ResultEncoder:
     def encode(
         self,
         events: EventColumns,
-        scores: NDArray[np.float32],
+        scores: NDArray[np.float32],  # shape (n,) or (n, outputs), finite
         sequences: list[int],
         epochs: list[int],
-        version: ModelVersion | MadeBy,
-        decisions: NDArray[np.intp] | None = None,
-        matrix: NDArray[np.float32] | None = None,
-        named: Mapping[str, _Named] | None = None,
+        version: ModelVersion | MadeBy,  # that made them; or which of several made each
+        decisions: NDArray[np.intp] | None = None,  # the number of each event's decision, if the job has conditions
+        matrix: NDArray[np.float32] | None = None,  # what was scored; needed if the job logs features
+        named: Mapping[str, _Named] | None = None,  # what `named` gave of scores and decisions; default: it is asked
     ) -> list[bytes]:
         """JSON texts of the results of a batch.
-
-        Args:
-            scores: Shape (n,) or (n, outputs), finite.
-            version: That made them; or which of several made each.
-            decisions: The number of each event's decision, if the job has conditions.
-            matrix: What was scored; needed if the job logs features.
-            named: What `named` gave of scores and decisions; default: it is asked.
 
         Raises:
             ValueError: There are thresholds, but not one score an event; or conditions, but no decisions; or features

@@ -91,30 +91,21 @@ class _Waiting(NamedTuple):
 
 
 class JobRunner:
-    """Scores for one job until cancelled.
-
-    Args:
-        members: Who else scores.
-        joined: Called once, when everything is loaded: this worker then joins the group.
-        started: Called once, when the first partitions are held.
-        lease_seconds: How long partitions of a killed worker wait for a new owner.
-        lookups: Copies of lookup maps that the jobs of the process share; default: its own.
-        models: Loaded models that they share; default: its own.
-        times: Whether to count how long events took, in `stats.latencies`.
-    """
+    """Scores for one job until cancelled."""
 
     def __init__(
         self,
         grid: Grid,
         record: JobRecord,
-        members: Members,
+        members: Members,  # who else scores
         *,
+        # Called once, when everything is loaded: this worker then joins the group.
         joined: Callable[[], Any] = lambda: None,
-        started: Callable[[], Any] = lambda: None,
-        lease_seconds: float = LEASE_SECONDS,
-        lookups: Lookups | None = None,
-        models: LoadedModels | None = None,
-        times: bool = False,
+        started: Callable[[], Any] = lambda: None,  # called once, when the first partitions are held
+        lease_seconds: float = LEASE_SECONDS,  # how long partitions of a killed worker wait for a new owner
+        lookups: Lookups | None = None,  # copies of lookup maps that the jobs of the process share; default: its own
+        models: LoadedModels | None = None,  # loaded models that they share; default: its own
+        times: bool = False,  # whether to count how long events took, in `stats.latencies`
     ) -> None:
         job = record.job
         self._grid = grid

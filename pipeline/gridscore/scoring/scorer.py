@@ -51,26 +51,19 @@ class ScoredBatch:
 
 
 class Scorer:
-    """Scores batches for one job.
-
-    Args:
-        tables: The lookup tables by name, those of mode `fetch` empty.
-        fetchers: Where lookups of mode `fetch` come from, by name.
-        windows: The states of its windows, if it has any whose key is the events'.
-        requests: Asks its windows, if they have other keys.
-        reasons: Explains some of the results, if the job wants that.
-    """
+    """Scores batches for one job."""
 
     def __init__(
         self,
         job: Job,
         revision: int,
-        tables: Mapping[str, LookupTable],
-        fetchers: Mapping[str, Fetcher],
+        tables: Mapping[str, LookupTable],  # the lookup tables by name, those of mode `fetch` empty
+        fetchers: Mapping[str, Fetcher],  # where lookups of mode `fetch` come from, by name
         stats: JobStats,
+        # The states of its windows, if it has any whose key is the events'.
         windows: WindowStates | HistoryStates | None = None,
-        requests: WindowRequests | None = None,
-        reasons: Reasons | None = None,
+        requests: WindowRequests | None = None,  # asks its windows, if they have other keys
+        reasons: Reasons | None = None,  # explains some of the results, if the job wants that
     ) -> None:
         self._reasons = reasons
         self._decoder = EventDecoder(job)

@@ -159,11 +159,6 @@ def keys_of(job: Job, entity: str, serialize: Callable[[Any], bytes]) -> list[by
 class WindowStates:
     """The windows of one job in one worker.
 
-    Args:
-        origin: Epoch since which the sequences of a partition are those of its journal as it is.
-        is_settled: Whether the grid has all that was written of a partition.
-        bounds: The oldest and newest sequence of a partition's journal.
-
     Attributes:
         broken: States so far that no events can have made, and that began anew.
     """
@@ -172,9 +167,10 @@ class WindowStates:
         self,
         grid: Grid,
         record: JobRecord,
+        # Epoch since which the sequences of a partition are those of its journal as it is.
         origin: Callable[[int], int],
-        is_settled: Callable[[int], bool],
-        bounds: Callable[[int], Awaitable[tuple[int, int]]],
+        is_settled: Callable[[int], bool],  # whether the grid has all that was written of a partition
+        bounds: Callable[[int], Awaitable[tuple[int, int]]],  # the oldest and newest sequence of a partition's journal
     ) -> None:
         job = record.job
         self._grid = grid

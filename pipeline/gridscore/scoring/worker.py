@@ -56,12 +56,6 @@ class _Running:
 class Worker:
     """Scores for the jobs of a cluster. An asynchronous context manager: scores while it is entered.
 
-    Args:
-        grid: The connection; it stays open afterwards.
-        jobs: Names of the jobs to score for; default: all.
-        lease_seconds: How long partitions of a killed worker wait for a new owner.
-        times: Whether to count how long events took, see `JobStats.latencies`.
-
     Attributes:
         records: Of all jobs, when it last looked.
 
@@ -71,11 +65,11 @@ class Worker:
 
     def __init__(
         self,
-        grid: Grid,
-        jobs: Collection[str] | None = None,
+        grid: Grid,  # the connection; it stays open afterwards
+        jobs: Collection[str] | None = None,  # names of the jobs to score for; default: all
         *,
-        lease_seconds: float = LEASE_SECONDS,
-        times: bool = False,
+        lease_seconds: float = LEASE_SECONDS,  # how long partitions of a killed worker wait for a new owner
+        times: bool = False,  # whether to count how long events took, see `JobStats.latencies`
     ) -> None:
         self._grid = grid
         self._only = set(jobs) if jobs is not None else None

@@ -77,26 +77,20 @@ CLOSE_SECONDS = 3.0
 class SinkRunner:
     """Delivers the results of one map until cancelled, together with other processes of the same name.
 
-    Args:
-        grid: The connection; it stays open afterwards.
-        make: Makes the sink; called anew for every attempt to open it.
-        hidden: What errors must not show.
-        lease_seconds: How long partitions of a killed process wait for a new owner.
-
     Attributes:
         map: The result map.
     """
 
     def __init__(
         self,
-        grid: Grid,
+        grid: Grid,  # the connection; it stays open afterwards
         name: str,
         kind: str,
         settings: SinkSettings,
-        make: Callable[[], Sink],
+        make: Callable[[], Sink],  # makes the sink; called anew for every attempt to open it
         *,
-        hidden: Hidden | None = None,
-        lease_seconds: float = LEASE_SECONDS,
+        hidden: Hidden | None = None,  # what errors must not show
+        lease_seconds: float = LEASE_SECONDS,  # how long partitions of a killed process wait for a new owner
     ) -> None:
         self._grid = grid
         self._hidden = hidden or Hidden()

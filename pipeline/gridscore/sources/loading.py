@@ -43,26 +43,18 @@ class Loaded:
 
 
 class Load:
-    """One load into one map.
-
-    Args:
-        max_wait: Seconds that events may wait for room; default: for ever.
-        limit: How many rows to put, without those of earlier runs; default: all.
-        skip_bad: Leave out rows that cannot be read, and count them.
-        on_progress: Called from time to time.
-        on_wait: As in :class:`gridscore.client.producer.Producer`.
-    """
+    """One load into one map."""
 
     def __init__(
         self,
         grid: Grid,
         to: str,
         *,
-        max_wait: float | None = None,
-        limit: int | None = None,
-        skip_bad: bool = False,
-        on_progress: Callable[[Loaded], None] | None = None,
-        on_wait: Callable[[Waiting | None], None] | None = None,
+        max_wait: float | None = None,  # seconds that events may wait for room; default: for ever
+        limit: int | None = None,  # how many rows to put, without those of earlier runs; default: all
+        skip_bad: bool = False,  # leave out rows that cannot be read, and count them
+        on_progress: Callable[[Loaded], None] | None = None,  # called from time to time
+        on_wait: Callable[[Waiting | None], None] | None = None,  # as in :class:`gridscore.client.producer.Producer`
     ) -> None:
         self._to = to
         self._positions = Positions(grid, SOURCE)

@@ -79,32 +79,22 @@ class _UnderWay(NamedTuple):
 
 
 class SourceRunner:
-    """Runs one source until it is at its end, is told to stop, or cannot go on.
-
-    Args:
-        make: Makes the source, for each attempt.
-        also: Further maps that it may put into.
-        max_wait: Seconds that events may wait for room; default: for ever.
-        limits: Of its dead letters.
-        max_rejected: How many percent of the latest records may be poison.
-        hidden: What errors must not show.
-        has_end: Whether it ends by itself.
-    """
+    """Runs one source until it is at its end, is told to stop, or cannot go on."""
 
     def __init__(
         self,
         grid: Grid,
         name: str,
-        make: Callable[[], Source],
+        make: Callable[[], Source],  # makes the source, for each attempt
         *,
         kind: str,
         to: str,
-        also: Sequence[str] = (),
-        max_wait: float | None = None,
-        limits: Limits = DEFAULT_LIMITS,
-        max_rejected: int = 90,
-        hidden: Hidden | None = None,
-        has_end: bool = False,
+        also: Sequence[str] = (),  # further maps that it may put into
+        max_wait: float | None = None,  # seconds that events may wait for room; default: for ever
+        limits: Limits = DEFAULT_LIMITS,  # of its dead letters
+        max_rejected: int = 90,  # how many percent of the latest records may be poison
+        hidden: Hidden | None = None,  # what errors must not show
+        has_end: bool = False,  # whether it ends by itself
     ) -> None:
         self._grid = grid
         self._make = make

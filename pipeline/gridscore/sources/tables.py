@@ -51,28 +51,20 @@ class BadRow(NamedTuple):
 
 
 class RowMaker:
-    """Makes entries of rows.
-
-    Args:
-        what: The table or query, for people.
-        key: Columns of the key; several are joined.
-        separator: What joins them.
-        required: Columns that must be there, besides those of the key.
-        max_event: The most bytes of a row.
-        parts: By column, makes a part of the key of its value; None if that cannot be one.
-        values: By column, its name in the entry, unless another column has that; and a function that converts its
-            value, or raises a ValueError.
-    """
+    """Makes entries of rows."""
 
     def __init__(
         self,
-        what: str,
-        key: Sequence[str],
+        what: str,  # the table or query, for people
+        key: Sequence[str],  # columns of the key; several are joined
         *,
-        separator: str = "|",
-        required: Collection[str] = (),
-        max_event: int = MAX_ROW,
+        separator: str = "|",  # what joins them
+        required: Collection[str] = (),  # columns that must be there, besides those of the key
+        max_event: int = MAX_ROW,  # the most bytes of a row
+        # By column, makes a part of the key of its value; None if that cannot be one.
         parts: Mapping[str, Callable[[Any], Any]] | None = None,
+        # By column, its name in the entry, unless another column has that; and a function that converts its value, or
+        # raises a ValueError.
         values: Mapping[str, tuple[str, Callable[[Any], Any]]] | None = None,
     ) -> None:
         self._what = what

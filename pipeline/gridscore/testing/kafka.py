@@ -119,21 +119,15 @@ class Broker(GuardedServer):
     @classmethod
     def start(
         cls,
-        folder: Path,
+        folder: Path,  # for its data, its settings and its log. It must exist, and is left as it is in the end
         *,
-        heap: str = "1g",
-        users: Mapping[str, str] | None = None,
+        heap: str = "1g",  # Java heap, as `512m` or `1g`
+        users: Mapping[str, str] | None = None,  # passwords by name, for `sasl_address`
+        # For `tls_address`: a PEM file with a private key (PKCS #8) and its chain of certificates.
         certificate: Path | None = None,
-        on_progress: Callable[[str], None] | None = None,
+        on_progress: Callable[[str], None] | None = None,  # called with a line for people as the start goes on
     ) -> Broker:
         """Start a broker and return when it answers.
-
-        Args:
-            folder: For its data, its settings and its log. It must exist, and is left as it is in the end.
-            heap: Java heap, as `512m` or `1g`.
-            users: Passwords by name, for `sasl_address`.
-            certificate: For `tls_address`: a PEM file with a private key (PKCS #8) and its chain of certificates.
-            on_progress: Called with a line for people as the start goes on.
 
         Raises:
             MemberError: It did not come up; the message says why.

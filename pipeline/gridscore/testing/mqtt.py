@@ -92,21 +92,14 @@ class MqttBroker(GuardedServer):
     @classmethod
     def start(
         cls,
-        folder: Path,
-        kind: Kind | None = None,
+        folder: Path,  # for its data, its settings and its log. It must exist, and is left as it is in the end
+        kind: Kind | None = None,  # which; mosquitto if it is installed and None is asked for
         *,
-        users: Mapping[str, str] | None = None,
-        certificate: Path | None = None,
-        private_key: Path | None = None,
+        users: Mapping[str, str] | None = None,  # passwords by name; anybody may come if there are none
+        certificate: Path | None = None,  # for TLS: a PEM file with the chain of certificates
+        private_key: Path | None = None,  # for TLS: a PEM file with its key
     ) -> MqttBroker:
         """Start a broker and return when it answers.
-
-        Args:
-            folder: For its data, its settings and its log. It must exist, and is left as it is in the end.
-            kind: Which; mosquitto if it is installed and None is asked for.
-            users: Passwords by name; anybody may come if there are none.
-            certificate: For TLS: a PEM file with the chain of certificates.
-            private_key: For TLS: a PEM file with its key.
 
         Raises:
             MemberError: It is not installed, or did not come up.

@@ -62,24 +62,16 @@ class Received:
 
 
 class ListSink:
-    """Delivers to a list.
-
-    Args:
-        received: The list, and what is to go wrong with it.
-        name: Of the process, for `Received.held`.
-        max_results: Results of one delivery at most.
-        linger: Seconds for which a delivery is filled.
-        positions: What it knows better than the grid, by partition.
-    """
+    """Delivers to a list."""
 
     def __init__(
         self,
-        received: Received,
-        name: str = "",
+        received: Received,  # the list, and what is to go wrong with it
+        name: str = "",  # of the process, for `Received.held`
         *,
-        max_results: int = 1_000,
-        linger: float = 0.0,
-        positions: Mapping[int, int] | None = None,
+        max_results: int = 1_000,  # results of one delivery at most
+        linger: float = 0.0,  # seconds for which a delivery is filled
+        positions: Mapping[int, int] | None = None,  # what it knows better than the grid, by partition
     ) -> None:
         self._received = received
         self._held = received.held.setdefault(name, {})

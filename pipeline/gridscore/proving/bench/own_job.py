@@ -139,23 +139,15 @@ def local_pids(grid: Grid) -> list[int]:
 
 
 async def measure(
-    grid: Grid,
-    job: Job,
-    samples: Samples | None,
-    request: Request,
+    grid: Grid,  # a connection to the cluster, used for nothing else
+    job: Job,  # the user's
+    samples: Samples | None,  # events to measure with; those in the job's event map if None
+    request: Request,  # what is to be measured
     *,
-    progress: Callable[[str], None],
-    say: Callable[[str], None],
+    progress: Callable[[str], None],  # called with what is going on
+    say: Callable[[str], None],  # called with what a failed run leaves behind
 ) -> Report:
     """Measure a job that need not have been submitted.
-
-    Args:
-        grid: A connection to the cluster, used for nothing else.
-        job: The user's.
-        samples: Events to measure with; those in the job's event map if None.
-        request: What is to be measured.
-        progress: Called with what is going on.
-        say: Called with what a failed run leaves behind.
 
     Raises:
         GridscoreError: The job cannot be measured here (no journal, no model, a missing lookup map, no events), the

@@ -68,26 +68,16 @@ class Quality:
 
 
 def check_results(
-    keys: Sequence[str],
-    written: dict[str, tuple[float, int]],
-    expected: NDArray[np.float32],
-    heard: NDArray[np.float64],
+    keys: Sequence[str],  # of the events
+    written: dict[str, tuple[float, int]],  # score and model version by key, as they stand in the result map
+    expected: NDArray[np.float32],  # `Booster.predict` on the offline matrix, by event
+    heard: NDArray[np.float64],  # scores as the listener got them, by event; NaN where it got none
     *,
-    map_size: int,
-    repeated: int,
-    version: int,
+    map_size: int,  # entries of the result map
+    repeated: int,  # how often the listener was told of a result again
+    version: int,  # of the model that was to score
 ) -> Check:
-    """Compare what is in the result map with the offline scores.
-
-    Args:
-        keys: Of the events.
-        written: Score and model version by key, as they stand in the result map.
-        expected: `Booster.predict` on the offline matrix, by event.
-        heard: Scores as the listener got them, by event; NaN where it got none.
-        map_size: Entries of the result map.
-        repeated: How often the listener was told of a result again.
-        version: Of the model that was to score.
-    """
+    """Compare what is in the result map with the offline scores."""
     scores = np.array([written[key][0] if key in written else np.nan for key in keys], dtype=np.float64)
     there = ~np.isnan(scores)
     # A float32 written as the shortest decimal and read as a double is the same float32 again: compare the bits.

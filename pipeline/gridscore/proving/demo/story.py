@@ -75,18 +75,13 @@ class _Outcome:
 
 
 def run_demo(
-    options: DemoOptions,
-    console: Console,
-    run: Callable[[Coroutine[Any, Any, Any]], Any],
+    options: DemoOptions,  # what was chosen
+    console: Console,  # where to tell it
+    run: Callable[[Coroutine[Any, Any, Any]], Any],  # what runs a coroutine, as `asyncio.run` does
+    # Given the report, and where the cluster is, before one that is kept running waits for its end.
     on_report: Callable[[Report, GridSettings], None],
 ) -> Report:
     """Tell the whole story; whatever way it ends, no process of it is left.
-
-    Args:
-        options: What was chosen.
-        console: Where to tell it.
-        run: What runs a coroutine, as `asyncio.run` does.
-        on_report: Given the report, and where the cluster is, before one that is kept running waits for its end.
 
     Raises:
         UsageError: The packages of the extra are missing.

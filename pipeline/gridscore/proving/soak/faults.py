@@ -152,27 +152,17 @@ class WorkerSlot:
 
 
 class Faults:
-    """Does the faults of a plan and notes what was done. An asynchronous context manager around the workers' time.
-
-    Args:
-        slots: The workers.
-        cluster: The members, if they are ours to kill.
-        backbone: The ways between them, if they are ours to cut.
-        grid: A connection that is not in the way of any fault.
-        job: What the workers score.
-        folder: Where the note goes.
-        tell: Called with a line when something begins or ends.
-    """
+    """Does the faults of a plan and notes what was done. An asynchronous context manager around the workers' time."""
 
     def __init__(
         self,
-        slots: Sequence[WorkerSlot],
-        cluster: Cluster | None,
-        backbone: Backbone | None,
-        grid: Grid,
-        job: str,
-        folder: Path,
-        tell: Callable[[str], None],
+        slots: Sequence[WorkerSlot],  # the workers
+        cluster: Cluster | None,  # the members, if they are ours to kill
+        backbone: Backbone | None,  # the ways between them, if they are ours to cut
+        grid: Grid,  # a connection that is not in the way of any fault
+        job: str,  # what the workers score
+        folder: Path,  # where the note goes
+        tell: Callable[[str], None],  # called with a line when something begins or ends
     ) -> None:
         self._slots = slots
         self._cluster = cluster

@@ -121,17 +121,13 @@ class Transactions:
 
     async def deliver(
         self,
-        ready: Callable[[], Awaitable[Producer]],
+        ready: Callable[[], Awaitable[Producer]],  # returns the producer, for which `begin_with` was called
         delivery: Delivery,
+        # Produces results and waits; returns what came back as too large.
         produce: Callable[[Producer, Sequence[Delivered]], Awaitable[list[Delivered]]],
-        discard: Callable[[], Awaitable[None]],
+        discard: Callable[[], Awaitable[None]],  # aborts the transaction and closes the producer; `ready` makes another
     ) -> list[Delivered]:
         """Deliver in one transaction; returns what is too large for the topic.
-
-        Args:
-            ready: Returns the producer, for which `begin_with` was called.
-            produce: Produces results and waits; returns what came back as too large.
-            discard: Aborts the transaction and closes the producer; `ready` makes another.
 
         Raises:
             KafkaException: It was not committed, or that is not known; discard the producer.

@@ -49,13 +49,6 @@ def open_log(path: Path) -> tuple[BinaryIO, bool]:
 class Tail:
     """Reads one file from a position on.
 
-    Args:
-        path: Where it is now; the source changes it when the file is renamed.
-        position: Where to go on.
-        form: The format of its records.
-        header: Whether its first record is a header.
-        max_event: Most bytes of a record.
-
     Attributes:
         head: Its first `HEAD_BYTES` when it was opened.
         broken: Why it cannot be read any further; empty if it can.
@@ -64,15 +57,15 @@ class Tail:
 
     def __init__(
         self,
-        path: Path,
+        path: Path,  # where it is now; the source changes it when the file is renamed
         stream: BinaryIO,
-        position: FilePosition,
-        form: LogFormat,
+        position: FilePosition,  # where to go on
+        form: LogFormat,  # the format of its records
         *,
         packed: bool,
-        header: bool,
+        header: bool,  # whether its first record is a header
         delimiter: str,
-        max_event: int,
+        max_event: int,  # most bytes of a record
     ) -> None:
         self.path = path
         self.packed = packed
