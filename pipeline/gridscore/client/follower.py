@@ -33,13 +33,7 @@ _REMEMBER = 64  # entries of a partition; backups lack only what was under way
 
 
 class Follower:
-    """Reads a map's journals.
-
-    Attributes:
-        positions: By partition, the next sequence to see; moved on by the consumer of the pages.
-        lost: Entries that were overwritten before they were read.
-        regressions: How often a journal has begun again, because its map has lost writes.
-    """
+    """Reads a map's journals."""
 
     def __init__(self, grid: Grid, map_name: str) -> None:
         # Here, as it brings the worker with it: the command line starts faster without.
@@ -57,9 +51,9 @@ class Follower:
         self._ends: list[Any] = []
         self._checking: asyncio.Task[None] | None = None
         self._closed = False
-        self.positions: list[int] = []
-        self.lost = 0
-        self.regressions = 0
+        self.positions: list[int] = []  # by partition, the next sequence to see; moved on by the consumer of the pages
+        self.lost = 0  # entries that were overwritten before they were read
+        self.regressions = 0  # how often a journal has begun again, because its map has lost writes
 
     async def open(self, start: str | Sequence[int]) -> None:
         """Begin to read; what is written from now on will be seen.

@@ -68,11 +68,6 @@ class Producer:
     """Puts JSON entries into one map. Keep one for long; any number of tasks may share it.
 
     A map without a journal, or that no job reads, is never waited for.
-
-    Attributes:
-        acknowledged: Events that the cluster has confirmed, with their backups.
-        repeated: Events that were put again because the fate of the first put was unknown.
-        waited: Seconds during which a partition, or a member's heap, had no room.
     """
 
     def __init__(
@@ -117,9 +112,9 @@ class Producer:
         self._said: tuple[str, str] | None = None  # the last reason to wait
         self._waiting_since: float | None = None
         self._chunk = 16
-        self.acknowledged = 0
-        self.repeated = 0
-        self.waited = 0.0
+        self.acknowledged = 0  # events that the cluster has confirmed, with their backups
+        self.repeated = 0  # events that were put again because the fate of the first put was unknown
+        self.waited = 0.0  # seconds during which a partition, or a member's heap, had no room
 
     @property
     def capacity(self) -> Capacity | None:

@@ -120,22 +120,17 @@ class Watches:
 
 
 class Grid:
-    """A connected client. Use it from the event loop that made it, as an asynchronous context manager.
-
-    Attributes:
-        client: The Hazelcast client underneath, for what this class does not offer.
-        name: What this client is called in the cluster's own views.
-        clock: Monotonic seconds, by which leases are timed; a stub of a cluster has its own clock.
-    """
+    """A connected client. Use it from the event loop that made it, as an asynchronous context manager."""
 
     def __init__(self, client: HazelcastClient, settings: GridSettings) -> None:
-        self.client = client
+        self.client = client  # the Hazelcast client underneath, for what this class does not offer
         self.settings = settings
-        self.name: str = client.name
+        self.name: str = client.name  # what this client is called in the cluster's own views
         self.parked_reads: dict[Any, Any] = {}  # of journals, see `journal`
         self.journalled: dict[str, int | None] = {}  # maps that have a journal, and what it holds over all partitions
         self.config_look: asyncio.Future[Any] | None = None  # the look at the members' configuration under way
         self.searches = asyncio.Semaphore(SEARCHES)  # of journals, see `sequences`
+        # Monotonic seconds, by which leases are timed; a stub of a cluster has its own clock.
         self.clock: Callable[[], float] = time.monotonic
         self.bad_records = BadRecords()
         self.shared: dict[object, Any] = {}  # what users of this connection share, by whatever they know it by

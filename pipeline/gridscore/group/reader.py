@@ -101,11 +101,7 @@ class Arrival(NamedTuple):
 
 
 class JournalReader:
-    """Reads partitions, and keeps what arrives until it is taken.
-
-    Attributes:
-        page_events: Events of one read at most.
-    """
+    """Reads partitions, and keeps what arrives until it is taken."""
 
     def __init__(
         self,
@@ -132,7 +128,7 @@ class JournalReader:
         self._logged_at = float("-inf")
         self._noted: dict[int, set[bytes]] = {}
         self._closed = False
-        self.page_events = PAGE_EVENTS
+        self.page_events = PAGE_EVENTS  # events of one read at most
         self._arrived = asyncio.Event()
         self._timers: set[asyncio.TimerHandle] = set()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -75,9 +75,6 @@ class WorkerProcesses:
     """Worker processes of this machine.
 
     The first starts alone, so that wrong settings, or trouble with the cluster, are reported once.
-
-    Attributes:
-        started: The processes that ran at some time: the grid has records of ended ones for some seconds.
     """
 
     def __init__(
@@ -97,6 +94,7 @@ class WorkerProcesses:
         self._show = show
         self._tell = tell
         self._delays = delays
+        # The processes that ran at some time: the grid has records of ended ones for some seconds.
         self.started: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()

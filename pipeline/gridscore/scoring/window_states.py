@@ -157,11 +157,7 @@ def keys_of(job: Job, entity: str, serialize: Callable[[Any], bytes]) -> list[by
 
 
 class WindowStates:
-    """The windows of one job in one worker.
-
-    Attributes:
-        broken: States so far that no events can have made, and that began anew.
-    """
+    """The windows of one job in one worker."""
 
     def __init__(
         self,
@@ -179,7 +175,7 @@ class WindowStates:
         self._is_settled = is_settled
         self._bounds = bounds
         self.windows = Windows(job)
-        self.broken = 0
+        self.broken = 0  # states so far that no events can have made, and that began anew
         self.map_name = map_of(job.name)
         self.parts = parts_of(record, self.windows)
         # Of windows with other keys than the events', those of states begin with the name.

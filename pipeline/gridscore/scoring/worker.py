@@ -56,9 +56,6 @@ class _Running:
 class Worker:
     """Scores for the jobs of a cluster. An asynchronous context manager: scores while it is entered.
 
-    Attributes:
-        records: Of all jobs, when it last looked.
-
     Raises:
         UsageError: The lease is too short or too long.
     """
@@ -80,7 +77,7 @@ class Worker:
         self._changed = asyncio.Event()
         self._lookups, self._models = Lookups(grid), LoadedModels(grid)
         self._crashes: dict[str, list[float]] = {}
-        self.records: dict[str, JobRecord] = {}
+        self.records: dict[str, JobRecord] = {}  # of all jobs, when it last looked
         self._orphaned: set[str] = set()  # jobs that the cluster which replaced ours does not have
         self._ending: set[asyncio.Task[None]] = set()
         self._stop_watching: Any = None

@@ -75,11 +75,7 @@ CLOSE_SECONDS = 3.0
 
 
 class SinkRunner:
-    """Delivers the results of one map until cancelled, together with other processes of the same name.
-
-    Attributes:
-        map: The result map.
-    """
+    """Delivers the results of one map until cancelled, together with other processes of the same name."""
 
     def __init__(
         self,
@@ -96,7 +92,7 @@ class SinkRunner:
         self._hidden = hidden or Hidden()
         self.name = name
         self.kind = kind
-        self.map = settings.results
+        self.map = settings.results  # the result map
         self._settings = settings
         self._make = make
         self._fence = Fence.of(lease_seconds)

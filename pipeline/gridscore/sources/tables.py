@@ -140,10 +140,6 @@ class TableFile(RowMaker):
         kinds: For CSV, the types of columns. By default, keys are strings, and the types of others are guessed.
         how: See :class:`RowMaker`.
 
-    Attributes:
-        size: How much there is to read: bytes, or rows of a Parquet file.
-        done: How much of that was read.
-
     Raises:
         TableError: There is no such file, or its name does not say what it is.
     """
@@ -155,8 +151,8 @@ class TableFile(RowMaker):
         self.path = path
         self._kinds = dict(kinds or {})
         self._read = self._reader_of(path)
-        self.size = path.stat().st_size
-        self.done = 0
+        self.size = path.stat().st_size  # how much there is to read: bytes, or rows of a Parquet file
+        self.done = 0  # how much of that was read
 
     def rows(self) -> Iterator[Row | BadRow]:
         """Every row, in order.

@@ -84,12 +84,6 @@ class Replay:
         results_map: What to listen to.
         keys: Of the events, in the order in which they are put.
         ring: Events that the journal keeps of one partition.
-
-    Attributes:
-        progress: Kept current while it runs.
-        latency: Seconds from put to listener, by event; NaN where no result was seen.
-        scores: As the listener got them, by event; NaN where no result was seen.
-        versions: Of the model that made them.
     """
 
     def __init__(self, grid: Grid, events_map: str, results_map: str, keys: list[str], ring: int) -> None:
@@ -109,7 +103,7 @@ class Replay:
         self._arrived = asyncio.Event()
         self._failure: BaseException | None = None
         self._puts: set[asyncio.Future[None]] = set()
-        self.progress = Progress(len(keys))
+        self.progress = Progress(len(keys))  # kept current while it runs
         self._recent: list[float] = []
 
     @property

@@ -47,13 +47,7 @@ def open_log(path: Path) -> tuple[BinaryIO, bool]:
 
 
 class Tail:
-    """Reads one file from a position on.
-
-    Attributes:
-        head: Its first `HEAD_BYTES` when it was opened.
-        broken: Why it cannot be read any further; empty if it can.
-        gone: Whether it is out of sight.
-    """
+    """Reads one file from a position on."""
 
     def __init__(
         self,
@@ -81,10 +75,10 @@ class Tail:
         self._skipping = position.offset > 0 and not self._seen.last.endswith(b"\n")
         self._rest = b""
         self._finished = position.finished
-        self.broken = ""
-        self.gone = False
+        self.broken = ""  # why it cannot be read any further; empty if it can
+        self.gone = False  # whether it is out of sight
         stream.seek(0)
-        self.head = stream.read(HEAD_BYTES)
+        self.head = stream.read(HEAD_BYTES)  # its first `HEAD_BYTES` when it was opened
         stream.seek(position.offset)
 
     @property
