@@ -211,8 +211,7 @@ def lookup_entries(
 ) -> Iterator[tuple[str | int, bytes]]:
     """Key and JSON of each row of a lookup's table; rows without a key are left out.
 
-    Raises:
-        TableError: A column is missing, or has times without a time zone, or a row's key is not one.
+    Raises TableError if a column is missing, or has times without a time zone, or a row's key is not one.
     """
     lookup = job.lookups[name]
     nodes = compile_keys(lookup, job.schema_)

@@ -421,11 +421,8 @@ def run(
 ) -> tuple[list[bytes], int]:
     """Let events ask their entity's windows, then add them, one after the other.
 
-    Returns:
-        The states afterwards, and how many events were late.
-
-    Raises:
-        ValueError: A state is not one of these series.
+    Returns: the states afterwards, and how many events were late. Raises ValueError if a state is not one of these
+    series.
     """
     kept = [_Entity(series.tolist(), state) for state in states]
     asked, late = calls.tolist(), sum(entity.late for entity in kept)

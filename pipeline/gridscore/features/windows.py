@@ -228,11 +228,8 @@ class Windows:
     ) -> tuple[EventColumns, list[dict[Any, bytes]]]:
         """Add events to their windows, in this order; nothing that is given is changed.
 
-        Returns:
-            The events with what each found in its windows; and the states of their entities afterwards.
-
-        Raises:
-            ValueError: A state is not one of these windows.
+        Returns: the events with what each found in its windows; and the states of their entities afterwards. Raises
+        ValueError if a state is not one of these windows.
         """
         times = self.times(events)
         parts = [

@@ -130,9 +130,8 @@ class Registry:
         Nothing is visible until all of it is there; what an interrupted push leaves is cleared away at once, or, if
         this process dies, by a later push.
 
-        Raises:
-            ModelError: It is not a model that Gridscore can score with, or not for the features of the jobs.
-            UsageError: A name or a metric is not valid.
+        Raises ModelError if it is not a model that Gridscore can score with, or not for the features of the jobs;
+        UsageError if a name or a metric is not valid.
         """
         check_name(name)
         if alias is not None:
@@ -214,9 +213,8 @@ class Registry:
     ) -> ModelVersion:
         """Point an alias at a version; workers that follow it have it within a second.
 
-        Raises:
-            ModelError: There is no such model or version, or it is not for the features of the jobs.
-            UsageError: The alias is not valid, or not exactly one of `version` and `previous` is given.
+        Raises ModelError if there is no such model or version, or it is not for the features of the jobs; UsageError if
+        the alias is not valid, or not exactly one of `version` and `previous` is given.
         """
         check_alias(alias)
         if (version is None) is not previous:

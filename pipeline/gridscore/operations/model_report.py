@@ -121,9 +121,8 @@ async def model_report(
 ) -> dict[str, Any]:
     """Metrics of each version that has scored, over what is known by now; plain, as JSON has it.
 
-    Raises:
-        JobError: There is no such job, or it says nothing of labels.
-        UsageError: scikit-learn is not installed, or there is too much to be read.
+    Raises JobError if there is no such job, or it says nothing of labels; UsageError if scikit-learn is not installed,
+    or there is too much to be read.
     """
     job = (await Jobs(grid).get(name)).job
     if (labels := job.labels) is None:

@@ -133,9 +133,8 @@ async def parity(
 ) -> Parity:
     """Compare the newest events of a job, spread over its partitions, with what they give offline.
 
-    Raises:
-        MapNotFoundError: There is no event map.
-        UsageError: The job is not submitted, or has windows with other keys than its events.
+    Raises MapNotFoundError if there is no event map; UsageError if the job is not submitted, or has windows with other
+    keys than its events.
     """
     job, (record, grid) = subject.job, await subject.live()
     if job.routes_windows and served == "live":

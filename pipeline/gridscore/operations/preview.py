@@ -164,9 +164,8 @@ async def of_journal(
 ) -> AsyncGenerator[Passed, None]:
     """The events of a job as they are put, for as long as one iterates.
 
-    Raises:
-        MapNotFoundError: There is no event map.
-        GridscoreError: A lookup cannot be copied; or what windows hold cannot be told.
+    Raises MapNotFoundError if there is no event map; GridscoreError if a lookup cannot be copied; or what windows hold
+    cannot be told.
     """
     job, (record, grid) = subject.job, await subject.live()
     wanted = None if key is None else set(data_of(grid, key))

@@ -69,11 +69,8 @@ async def subject_of(
 ) -> AsyncIterator[Subject]:
     """Find what the arguments of a command name.
 
-    Raises:
-        JobFileError: The job file is not valid.
-        JobError: There is no such job.
-        ModelError: There is no such version, it cannot be used, or would not score the job's features.
-        TableError: A table cannot be read.
+    Raises JobFileError if the job file is not valid; JobError if there is no such job; ModelError if there is no such
+    version, it cannot be used, or would not score the job's features; TableError if a table cannot be read.
     """
     async with AsyncExitStack() as stack:
         own = load_job(job) if is_file(job) else None

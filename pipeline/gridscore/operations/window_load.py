@@ -89,9 +89,8 @@ async def load_states(
 ) -> Loaded:
     """Make the states of a job's windows from a history, and put them into the grid. A second time changes nothing.
 
-    Raises:
-        JobError: The job has no windows, or scores; or it has begun meanwhile.
-        TableError: The history cannot be read, has a bad row, is out of order, or ahead of the clock.
+    Raises JobError if the job has no windows, or scores; or it has begun meanwhile; TableError if the history cannot be
+    read, has a bad row, is out of order, or ahead of the clock.
     """
     if not record.job.used_windows:
         raise JobError(f"The job `{record.name}` has no windows.")

@@ -93,9 +93,8 @@ class ResultEncoder:
     ) -> list[bytes]:
         """JSON texts of the results of a batch.
 
-        Raises:
-            ValueError: There are thresholds, but not one score an event; or conditions, but no decisions; or features
-                to log, but no matrix.
+        Raises ValueError if there are thresholds, but not one score an event; or conditions, but no decisions; or
+        features to log, but no matrix.
         """
         now = time.time_ns() // 1_000_000
         included = [events.objects(field) for field in self._include]

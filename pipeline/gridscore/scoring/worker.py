@@ -56,8 +56,7 @@ class _Running:
 class Worker:
     """Scores for the jobs of a cluster. An asynchronous context manager: scores while it is entered.
 
-    Raises:
-        UsageError: The lease is too short or too long.
+    Raises UsageError if the lease is too short or too long.
     """
 
     def __init__(

@@ -129,8 +129,7 @@ class Broker(GuardedServer):
     ) -> Broker:
         """Start a broker and return when it answers.
 
-        Raises:
-            MemberError: It did not come up; the message says why.
+        Raises MemberError if it did not come up; the message says why.
         """
         progress = on_progress or (lambda _: None)
         java, jars = java_executable(), broker_jars(progress)

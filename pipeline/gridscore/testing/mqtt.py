@@ -101,8 +101,7 @@ class MqttBroker(GuardedServer):
     ) -> MqttBroker:
         """Start a broker and return when it answers.
 
-        Raises:
-            MemberError: It is not installed, or did not come up.
+        Raises MemberError if it is not installed, or did not come up.
         """
         kinds = available()
         if not kinds or (kind is not None and kind not in kinds):

@@ -32,12 +32,8 @@ _numbers = itertools.count()
 class SteadyLoad:
     """Puts events at a rate while entered, and notes their results. Leaving it waits for all of them.
 
-    Args:
-        grid: The connection.
-        job: Which reads the events and writes the results.
-        texts: JSON texts of the events, taken again and again.
-        rate: Events per second.
-        check: Raises if there is no use in waiting.
+    `grid`: the connection; `job`: which reads the events and writes the results; `texts`: JSON texts of the events,
+    taken again and again; `rate`: events per second; `check`: raises if there is no use in waiting.
     """
 
     def __init__(self, grid: Grid, job: Job, texts: Sequence[bytes], rate: float, check: Callable[[], None]) -> None:

@@ -78,12 +78,8 @@ class Progress:
 class Replay:
     """One replay of events into one map, and the results that come of it.
 
-    Args:
-        grid: The connection.
-        events_map: Where to put.
-        results_map: What to listen to.
-        keys: Of the events, in the order in which they are put.
-        ring: Events that the journal keeps of one partition.
+    `grid`: the connection; `events_map`: where to put; `results_map`: what to listen to; `keys`: of the events, in the
+    order in which they are put; `ring`: events that the journal keeps of one partition.
     """
 
     def __init__(self, grid: Grid, events_map: str, results_map: str, keys: list[str], ring: int) -> None:

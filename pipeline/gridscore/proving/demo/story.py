@@ -83,10 +83,8 @@ def run_demo(
 ) -> Report:
     """Tell the whole story; whatever way it ends, no process of it is left.
 
-    Raises:
-        UsageError: The packages of the extra are missing.
-        GridscoreError: A step failed.
-        KeyboardInterrupt: Ctrl-C, or another signal to end.
+    Raises UsageError if the packages of the extra are missing; GridscoreError if a step failed; KeyboardInterrupt:
+    Ctrl-C, or another signal to end.
     """
     require_extras()
     stack = ExitStack()

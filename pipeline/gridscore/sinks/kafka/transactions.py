@@ -129,8 +129,7 @@ class Transactions:
     ) -> list[Delivered]:
         """Deliver in one transaction; returns what is too large for the topic.
 
-        Raises:
-            KafkaException: It was not committed, or that is not known; discard the producer.
+        Raises KafkaException if it was not committed, or that is not known; discard the producer.
         """
         await self._in_thread(self._find_done)
         results = [result for result in delivery.results if _identity_of(result) not in self._done]
