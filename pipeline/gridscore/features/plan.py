@@ -61,36 +61,31 @@ class FeaturePlan:
 
     Raises:
         ModelMismatchError: There is nothing of that for a feature that needs it.
-
-    Attributes:
-        names: The features, in the order of the matrix's columns.
-        looked_up: Events looked up so far, by lookup.
-        missed: Those that had no entry, or a bad one.
-        quality: What was missing in the last events.
-        decider: Decides on scored events, if the job has conditions.
-        explained: Its decision 0 is for scored events that get reasons, if there is a condition for that.
     """
 
     def __init__(self, job: Job, tables: Mapping[str, LookupTable], categories: Mapping[str, Learnt]) -> None:
-        self.names = job.feature_names
+        self.names = job.feature_names  # the features, in the order of the matrix's columns
         self._schema = job.schema_
         self._program = Program(job, tables, categories)
         self._slots = [self._program.feature(name) for name in self.names]
         self._margin = self._program.margin()
         self._lookup_slots = list(self._program.lookup_slots.items())
         self._made_of = job, tables, categories
+        # Decides on scored events, if the job has conditions.
         self.decider = Decider(job, tables, categories) if job.has_conditions else None
+        # Its decision 0 is for scored events that get reasons, if there is a condition for that.
         self.explained = None if (asked := job.explained) is None else Decider(asked, tables, categories)
         self._used = frozenset(self._program.lookup_slots)
         for each in (self.decider, self.explained):
             self._used |= each.lookups if each is not None else frozenset()
-        self.looked_up = dict.fromkeys(job.lookups, 0)
-        self.missed = dict.fromkeys(job.lookups, 0)
+        self.looked_up = dict.fromkeys(job.lookups, 0)  # events looked up so far, by lookup
+        self.missed = dict.fromkeys(job.lookups, 0)  # those that had no entry, or a bad one
         texts = {name: slot for name, (slot, _) in self._program.category_values().items()}
         # `onehot` knows one text a feature: of it, all others are as they should be.
         encoded = self._program.encoded_values().items()
         texts |= {name: slot for name, (slot, how) in encoded if how.name != "onehot"}
         known = {name: each.numbers if isinstance(each, Encoding) else each for name, each in categories.items()}
+        # What was missing in the last events.
         self.quality = QualityCounter(self.names, self._program.lookup_slots, texts, known)
 
     def keys(self, events: EventColumns | Sequence[Event]) -> dict[str, list[Any]]:

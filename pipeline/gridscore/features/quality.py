@@ -22,25 +22,15 @@ _SAID = 32  # names of each kind that are published, those with the highest coun
 
 
 class QualityCounter:
-    """Counts of one feature plan.
-
-    Args:
-        features: Names in the order of the matrix's columns.
-        lookups: Slots of the rows found in each lookup's table, by name.
-        texts: Slots of the texts that are made a category, or a number that was learnt, by feature.
-        categories: The texts that the model knows, by feature.
-
-    Attributes:
-        counted: Events, which do not fade.
-        unseen: Of them, those with a text that the model does not know, by feature.
-    """
+    """Counts of one feature plan."""
 
     def __init__(
         self,
-        features: Sequence[str],
-        lookups: Mapping[str, int],
+        features: Sequence[str],  # names in the order of the matrix's columns
+        lookups: Mapping[str, int],  # slots of the rows found in each lookup's table, by name
+        # Slots of the texts that are made a category, or a number that was learnt, by feature.
         texts: Mapping[str, int],
-        categories: Mapping[str, Collection[str]],
+        categories: Mapping[str, Collection[str]],  # the texts that the model knows, by feature
     ) -> None:
         self._features = features
         self._lookups = list(lookups.items())
@@ -51,8 +41,8 @@ class QualityCounter:
         self._unseen = dict.fromkeys(texts, 0.0)
         self._misses = dict.fromkeys(lookups, 0.0)
         self._said: dict[str, Any] | None = None
-        self.counted = 0
-        self.unseen = dict.fromkeys(texts, 0)
+        self.counted = 0  # events, which do not fade
+        self.unseen = dict.fromkeys(texts, 0)  # of them, those with a text that the model does not know, by feature
 
     def is_due(self) -> bool:
         """Whether the next batch is one of the sample."""
