@@ -38,7 +38,9 @@ def main() -> None:
     acknowledged = sum(each.is_published() for each in sent)
     client.disconnect()
     client.loop_stop()
-    print(f"{acknowledged:,} of {len(sent):,} readings sent to {arguments.broker}")
+    if acknowledged < len(sent):
+        raise SystemExit(f"error: the broker has acknowledged {acknowledged:,} of {len(sent):,} readings.")
+    print(f"{acknowledged:,} readings sent to {arguments.broker}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import json
 import ssl
 import threading
 import time
+import uuid
 from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -121,6 +122,14 @@ async def status(http, token, path="/v2/models/cards"):
 
 def encoded(value):
     return base64.urlsafe_b64encode(value if isinstance(value, bytes) else json.dumps(value).encode()).rstrip(b"=")
+
+
+async def test_the_token_of_the_settings_opens_whatever_it_looks_like(issuer):
+    token = f"ey{uuid.uuid4().hex}"
+    async with guarded(issuer, token=token) as http:
+        assert await status(http, token, "/jobs") == 200
+        assert await status(http, f"{token[:-1]}x", "/jobs") == 401
+        assert await status(http, issuer.token(scope="reader"), "/jobs") == 200
 
 
 async def test_a_token_opens_what_its_claim_is_granted(issuer):

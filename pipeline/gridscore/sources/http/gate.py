@@ -73,7 +73,8 @@ class Guard:
             return next((key for name, key in self._clients.items() if name in names), None)
         scheme, _, rest = authorization.partition(" ")
         shown = rest.strip() if scheme.lower() == "bearer" else ""
-        if self._tokens is not None and shown.startswith("ey"):  # as `{"` is written in base64
+        begins = shown.startswith("ey")  # as `{"` is written in base64, and perhaps a token of the settings
+        if self._tokens is not None and begins and not self._is_token(shown.encode("latin-1")):
             return await self._tokens.find(shown)
         return await self.find(shown.encode("latin-1"))
 
@@ -83,9 +84,12 @@ class Guard:
         Raises:
             HazelcastError, GridscoreError: The keys cannot be looked up.
         """
-        if self._token and hmac.compare_digest(shown, self._token):
+        if self._is_token(shown):
             return self._all
         return None if self._keys is None else await self._keys.find(shown.decode("latin-1"))
+
+    def _is_token(self, shown: bytes) -> bool:
+        return bool(self._token) and hmac.compare_digest(shown, self._token)
 
     async def of(self, name: str) -> Key | None:
         """The key of an ID, as long as it is good; errors as of `find`."""
