@@ -30,7 +30,6 @@ def compiled(name: str) -> Any | None:
 
 
 def describe() -> str:
-    """What is compiled, for people."""
     missing = [name for name in MODULES if compiled(name) is None]
     if not missing:
         return "inner loops compiled"

@@ -78,7 +78,6 @@ class Containers:
     @property
     @_asked
     def addresses(self) -> list[str]:
-        """Where the members are."""
         return [f"{HOST}:{each.labels[_PORT]}" for each in self._find("member")]
 
     @_asked

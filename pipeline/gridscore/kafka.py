@@ -125,7 +125,6 @@ class Complaints:
         self.down = self.fatal = False
 
     def __call__(self, error: KafkaError) -> None:
-        """Take a complaint."""
         self.refusal = self.refusal or permanent(error, self.topic)
         if error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
             self.down = True

@@ -61,7 +61,6 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_expired(self) -> bool:
-        """Whether its time is over."""
         return self.expires_at is not None and dt.datetime.now(dt.UTC) >= self.expires_at
 
     def allows(self, roles: Iterable[Role], name: str | None) -> bool:

@@ -296,7 +296,6 @@ class PlugGroup(typer.core.TyperGroup):
     help_text: str  # what the help of each command says of running it
 
     def start(self, settings: Any, connection: Connection, metrics: str | None) -> None:
-        """Run a plug of these settings."""
         raise NotImplementedError
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -315,7 +314,6 @@ class PlugGroup(typer.core.TyperGroup):
         )
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, or None."""
         own = super().get_command(ctx, cmd_name)
         if own is not None or cmd_name not in self.plugs.available:
             return own

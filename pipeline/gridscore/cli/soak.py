@@ -201,7 +201,6 @@ def _print(report: Report) -> None:
 
 
 def _command(seed: int) -> list[Any]:
-    """The command line, with the seed."""
     words = ["gridscore", *sys.argv[1:]]
     if "--seed" not in words and SEED not in os.environ:
         words += ["--seed", str(seed)]

@@ -99,7 +99,6 @@ class Follower:
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
         return self._closed
 
     def close(self) -> None:

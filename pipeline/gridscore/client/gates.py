@@ -64,7 +64,6 @@ class Gates:
         return Approval(after, self._override if failed else "", "; ".join(failed))
 
     async def verdicts(self, model: LoadedModel, number: int | None) -> dict[str, list[Verdict]]:
-        """What the gates of each job say."""
         if not self._jobs:
             return {}
         champion = await self._champion()

@@ -101,5 +101,4 @@ class PartitionQueue:
 
     @property
     def holds_enough(self) -> bool:
-        """Whether its queue is long enough."""
         return self.events >= HELD_EVENTS or self.bytes >= HELD_BYTES

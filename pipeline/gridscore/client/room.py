@@ -47,7 +47,6 @@ class Waiting:
 
     @property
     def hint(self) -> str:
-        """What to do if it lasts."""
         raise NotImplementedError
 
 
@@ -84,7 +83,6 @@ class WaitingForJob(Waiting):
 
     @property
     def hint(self) -> str:
-        """What to do if it lasts."""
         if self.state == "SUSPENDED":
             return f"`gridscore resume {self.job}` lets it go on; `gridscore cancel {self.job}` gives its events up."
         if not self.owned:
@@ -112,7 +110,6 @@ class WaitingForMemory(Waiting):
 
     @property
     def hint(self) -> str:
-        """What to do if it lasts."""
         return HEAP_ADVICE if self.heap.share >= SLOW else MEASURE_ADVICE
 
 

@@ -115,7 +115,6 @@ _decode = msgspec.json.Decoder(DeadLetter).decode
 
 
 def map_of(job: str) -> str:
-    """Name of a job's dead-letter map."""
     return f"dead-letters.{job}"
 
 
@@ -137,7 +136,6 @@ def text_of_key(grid: Grid, key: bytes) -> str:
 
 
 def letter(grid: Grid, job: str, map_name: str, rejected: Rejected) -> DeadLetter:
-    """The dead letter of an event."""
     return DeadLetter(
         job=job,
         map=map_name,

@@ -49,7 +49,6 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def bins(self) -> int:
-        """How many there are."""
         return len(self.texts or self.edges) + 1
 
 

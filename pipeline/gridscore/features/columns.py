@@ -76,7 +76,6 @@ class EventColumns:
         return EventColumns(self._schema, self._cells.take(rows.tolist()), taken)
 
     def without(self, rows: Collection[int]) -> EventColumns:
-        """All but some of them."""
         return self.take([row for row in range(len(self)) if row not in rows])
 
     def with_windows(self, windows: Sequence[NDArray[np.float64]]) -> EventColumns:

@@ -247,7 +247,6 @@ class Windows:
         return events.with_windows(outputs)
 
     def times(self, events: EventColumns) -> NDArray[np.float64]:
-        """When events happened."""
         return np.ascontiguousarray(events.column(self._order_by), np.float64)
 
     def add(

@@ -131,7 +131,6 @@ class _Marks(NamedTuple):
 
     @classmethod
     def after(cls, before: _Marks | None, sample: Sample, spent: int) -> _Marks:
-        """With one measurement more."""
         if before is None:
             return cls(_Mark(sample, spent), _Mark(sample, spent))
         collected = sample.collections != before.last.sample.collections

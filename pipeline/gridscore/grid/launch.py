@@ -127,7 +127,6 @@ class Launch:
         self._listener.start()
 
     def log_file(self, index: int) -> Path:
-        """Where the member logs."""
         return self.folder / f"member-{index}.log"
 
     def start_all(self, progress: Callable[[str], None]) -> None:

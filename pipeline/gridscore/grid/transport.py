@@ -224,7 +224,6 @@ class _BoundedMessage(OutboundMessage):  # type: ignore[misc]
         return owner is not None and owner == connection.remote_uuid
 
     def fail(self, why: str = "it was not sent in time") -> None:
-        """Let its invocation fail."""
         invocation = self.service._pending.get(self.get_correlation_id())  # noqa: SLF001
         if invocation is not None:
             self.service._complete_with_error(invocation, NotSentError(why))  # noqa: SLF001
@@ -473,7 +472,6 @@ async def map_entries(client: HazelcastClient, name: str) -> list[tuple[bytes, b
 
 
 async def map_keys(client: HazelcastClient, name: str) -> list[bytes]:
-    """Serialized keys of a map."""
     keys = await _ask_any(client, map_key_set_codec.encode_request(name), map_key_set_codec.decode_response)
     return [bytes(key.buffer) for key in keys]
 

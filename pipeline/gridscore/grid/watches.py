@@ -45,7 +45,6 @@ class Watched(Generic[_T]):
         self._is_watching = False
 
     async def read(self) -> dict[str, _T]:
-        """What is there, by key."""
         async with self._reading:
             if not self._is_watching:
                 await self._records.watch(self._changed)

@@ -62,7 +62,6 @@ class Offsets:
         self.moved.add(partition)
 
     def forget(self, partition: int) -> None:
-        """Drop a partition."""
         if partition in self._partitions:
             self.rewind(partition)
             del self._partitions[partition]

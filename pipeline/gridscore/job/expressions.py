@@ -229,7 +229,6 @@ class _Compiler:
         return self._wrong(f"there is no event field or earlier feature `{name}`{did_you_mean(name, known)}")
 
     def _field(self, name: str, shown: str) -> Node:
-        """A field of the event."""
         kind = self._scope.fields[name]
         if kind.type == "array":
             part = next(iter(kind.of))
@@ -257,7 +256,6 @@ class _Compiler:
         return Node("label", (), Type.STRING)
 
     def _score_of(self, name: str, classes: tuple[str, ...]) -> Node:
-        """The score of a class."""
         score = self._outcome("score", classes)
         if "classes" in self._scope.broken:
             return score

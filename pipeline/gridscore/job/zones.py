@@ -15,7 +15,6 @@ _NOT_ZONES = frozenset(("localtime", "Factory"))
 
 @cache
 def zone_names() -> frozenset[str]:
-    """The time zones that there are."""
     return frozenset(resources.files("tzdata").joinpath("zones").read_text("ascii").split()) - _NOT_ZONES
 
 

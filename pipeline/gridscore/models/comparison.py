@@ -32,7 +32,6 @@ class Fact(msgspec.Struct, frozen=True):
 
     @property
     def differs(self) -> bool:
-        """Whether it is not the same."""
         return bool(self.before != self.after)
 
 

@@ -239,7 +239,6 @@ class Tally:
             self._chosen[names[number]] = self._chosen.get(names[number], 0) + found
 
     def counted(self) -> Counted:
-        """What was counted so far."""
         held = np.flatnonzero(self._bins)
         return Counted(
             errors=self.errors,

@@ -105,7 +105,6 @@ class Parity:
 
     @property
     def certificate(self) -> Certificate:
-        """What is to be stored of it."""
         return Certificate(
             model=self.model,
             version=self.version,
@@ -234,7 +233,6 @@ class _Comparison:
         return [sample for sample in newest if sample.judged <= sample.end]
 
     async def compare(self, sample: _Sample) -> None:
-        """Compare the events of a sample."""
         partition = sample.partition
         cursors = Cursor(partition, sample.begin), Cursor(partition, sample.begin)
         journalled: dict[int, bytes] | None = None

@@ -85,7 +85,6 @@ class Preview:
             await self._rehearsal.score(page, cursor)
 
     async def look(self, page: Page, cursor: Cursor, key: str) -> Passed:
-        """Look at the only event of a page."""
         plan, spent = self._rehearsal.plan, self._rehearsal.stats.stage_ns
         before, began = dict(spent), time.perf_counter_ns()
         texts, rejected = await self._rehearsal.score(page, cursor)

@@ -186,7 +186,6 @@ class Folder:
         return {key: text for key, text in self._merged(point.maps.get(name, ())).items() if text is not None}
 
     def data(self, sha256: str, most: int = 2 * MOST_BYTES) -> bytes:
-        """The bytes of a file."""
         path = self.path / "data" / _checked(sha256)
         try:
             found = path.read_bytes() if path.stat().st_size <= most else b""

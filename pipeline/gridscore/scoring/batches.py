@@ -46,7 +46,6 @@ class Rows:
     places: list[int] = field(default_factory=list)
 
     def keys_by_batch(self) -> Iterator[tuple[PartitionBatch, list[bytes]]]:
-        """The keys of each span's rows."""
         begin = 0
         for batch, count in self.spans:
             yield batch, self.keys[begin : begin + count]

@@ -179,7 +179,6 @@ class LiveExperiment:
         self.trial, self._stats.experiment = None, ""
 
     async def _say(self) -> None:
-        """Note what was counted."""
         if self.trial is None or not self._key or (counts := self._before.plus(self.trial.counts)) == self._said:
             return
         await self._counts.put(self._key, counts.to_json())

@@ -132,7 +132,6 @@ class WorkerProcesses:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that run now."""
         return [child.process.pid for child in self._children if child.process is not None]
 
     async def run(self) -> int:

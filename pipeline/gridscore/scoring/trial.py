@@ -93,7 +93,6 @@ class Trial:
 
     @property
     def counts(self) -> Counts:
-        """What was counted so far."""
         self._settle()
         return Counts(
             id=self.experiment.id,

@@ -169,7 +169,6 @@ answer_of = msgspec.json.Decoder(Answer).decode
 
 
 def request_text(parts: Parts, asked: Asked) -> bytes:
-    """A request as the map has it."""
     lengths = np.fromiter(map(len, asked.keys), np.int32, len(asked.keys))
     rest = [each.tobytes() for each in (*asked[2:-1], lengths)] + [b"".join(asked.keys)]
     return encode(Request(parts.tags[asked.window], parts.columns[asked.window], asked.again, *rest))

@@ -101,7 +101,6 @@ class Worker:
 
     @property
     def runners(self) -> dict[str, JobRunner]:
-        """What runs now, by job."""
         return {name: running.runner for name, running in self._running.items()}
 
     async def run(self) -> None:

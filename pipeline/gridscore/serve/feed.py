@@ -111,7 +111,6 @@ class Feed:
 
     @property
     def alive(self) -> bool:
-        """Whether it is read."""
         return self._failure is None
 
     def listener(self, place: str | None) -> Listener:

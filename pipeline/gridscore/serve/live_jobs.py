@@ -200,8 +200,7 @@ class LiveJobs:
         self._running: dict[str, _Running] = {}
         self._next: dict[str, _Running] = {}  # revisions that are being loaded, while those before them go on
         self.records: dict[str, JobRecord] = {}
-        self.is_known = False
-        """Whether the cluster has said which jobs there are."""
+        self.is_known = False  # whether the cluster has said which jobs there are
 
     def get(self, name: str) -> LiveJob:
         """A job that scores. Raises UnservedError if it does not score now, or cannot score requests."""

@@ -117,11 +117,9 @@ class LiveModels:
         return found
 
     async def numbers(self, name: str) -> list[int]:
-        """The versions of a model."""
         return [version.version for version in (await self._registry.get(name)).versions]
 
     async def get(self, name: str, number: int | None) -> LiveVersion:
-        """A version, loaded."""
         return await self._loaded(await self.version(name, number))
 
     async def run(self) -> None:

@@ -52,8 +52,7 @@ class Scores:
         self._max_event = settings.max_event
         self._client = Client(grid)
         self._recording = 0
-        self.answers: Counter[int] = Counter()
-        """How many there were, by status."""
+        self.answers: Counter[int] = Counter()  # how many there were, by status
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer without a router before it: this is the path that must be short."""

@@ -52,7 +52,6 @@ class PartitionChanges(Subscriber):
         return await coming.known
 
     def dropped(self, partition: int) -> None:
-        """A partition went."""
         coming = self._coming.pop(partition, None)
         if coming is not None and not coming.known.done():
             coming.known.set_result(coming.offset)  # `take_over` returns, and the group sees that it is no longer held

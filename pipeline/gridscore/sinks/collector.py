@@ -92,7 +92,6 @@ class Collector:
         return 0 if self._bytes >= COLLECTED_BYTES else max(0, most - self._entries)
 
     def add(self, arrivals: list[Arrival]) -> None:
-        """Keep what has arrived."""
         for arrival in arrivals:
             self._pages.append(arrival)
             self._entries += len(arrival.page.keys)

@@ -158,7 +158,6 @@ class SinkStats(GroupStats):
     interruptions: int = 0  # how often its destination could not be reached
 
     def to_json(self) -> dict[str, Any]:
-        """For the process's record."""
         return {
             **{name: getattr(self, name) for name in ("state", *_COUNTERS, "partitions", "committed_at")},
             "error": self.error[:MOST_SHOWN],

@@ -117,8 +117,8 @@ class Beginning:
         self._positions = Positions(grid, source)
         self._item = item
         self._known = False
+        # Where to go back to, by part, since the grid was restored and until `note` is called; see `known`.
         self.restored: dict[str, int] = {}
-        """Where to go back to, by part, since the grid was restored and until `note` is called; see `known`."""
 
     async def known(self) -> bool:
         """Whether any process of the source has begun."""

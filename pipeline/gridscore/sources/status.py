@@ -101,7 +101,6 @@ class SourceStats:
     _marks: deque[tuple[float, int]] = field(default_factory=deque)
 
     def failed(self, error: str) -> None:
-        """Note the last error."""
         self.error, self.error_at = error, int(time.time() * 1000)
 
     def lose(self, count: int) -> None:

@@ -57,7 +57,6 @@ class GuardedServer:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
         return self._pid is not None
 
     def last_lines(self) -> str:

@@ -151,7 +151,6 @@ class Reply:
         return self
 
     def encode(self) -> bytes:
-        """The whole message."""
         length, flags = _FRAME.unpack_from(self._buffer, self._last)
         _FRAME.pack_into(self._buffer, self._last, length, flags | _FINAL)
         return bytes(self._buffer)

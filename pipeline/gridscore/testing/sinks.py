@@ -90,7 +90,6 @@ class ListSink:
         return {partition: self._positions[partition] for partition in partitions if partition in self._positions}
 
     async def dropped(self, partitions: Collection[int]) -> None:
-        """Note that they went."""
         for partition in partitions:
             self._held.pop(partition, None)  # one may be taken away while we are being told of it
 

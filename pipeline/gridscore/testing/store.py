@@ -106,7 +106,6 @@ class Partition:
         return iter([(entry.key, entry.value) for entry in self._entries.values()])
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of a key."""
         entry = self._entries.get(key[_HASH:])
         return None if entry is None else entry.value
 

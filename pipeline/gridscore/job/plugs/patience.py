@@ -33,7 +33,6 @@ class Patience:
         self._worked = True
 
     def succeeded(self) -> None:
-        """What we do was done."""
         self._worked, self._first = True, None
 
     def may_heal(self, error: Exception) -> bool:

@@ -63,7 +63,6 @@ def job_text(name: str, results: str, model: str = "bench-card") -> str:
 
 
 def card_job(name: str, results: str, model: str = "bench-card") -> Job:
-    """The job of this work."""
     return parse_job(job_text(name, results, model), "the benchmark's job")
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 
 def print_summary(console: Console, report: Report) -> None:
-    """Print the figures of a report."""
     parts: list[RenderableType] = [_figures(report)]
     if report.quality is not None:
         parts += [Text(), _deciles(report.quality)]

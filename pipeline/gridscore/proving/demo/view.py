@@ -40,7 +40,6 @@ class Step:
         self.outcome = doing
 
     def progress(self, text: str) -> None:
-        """Say how it goes."""
         self._status.update(escape(text))
         if not self._console.is_terminal:
             self._console.print(f"  {text}", style="dim", highlight=False, markup=False, soft_wrap=True)

@@ -245,7 +245,6 @@ class _Check:
         self._cannot("writes that the record lacks", evidence.gaps)
 
     def _cannot(self, what: str, count: int = 1) -> None:
-        """Note what cannot be judged."""
         if count:
             self.verdict.unjudged[what] = self.verdict.unjudged.get(what, 0) + count
 

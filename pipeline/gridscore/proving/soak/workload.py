@@ -53,7 +53,6 @@ class Event(NamedTuple):
 
 
 def soak_job(name: str) -> Job:
-    """The job file of a soak."""
     return parse_job(_JOB.format(name=name), "the soak's job")
 
 

@@ -135,7 +135,6 @@ def chart(title: str, *lines: tuple[str, Sequence[float | None]], unit: str = ""
 
 
 def charts(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """The charts of a job."""
     return [
         chart("Events a second", ("come", [p.comes for p in points]), ("scored", [p.scored for p in points])),
         chart("Lag", ("waiting", [p.lag for p in points])),

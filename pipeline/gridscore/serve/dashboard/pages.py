@@ -88,7 +88,6 @@ class Pages:
         return HTMLResponse(self._templates.get_template(template).render(values), code)
 
     async def record(self, request: Request) -> JobRecord:
-        """The job that a request names."""
         name = request.path_params["name"]
         record = await Jobs(self._grid).find(name)
         if record is None:
@@ -223,7 +222,6 @@ class Pages:
         return self.page("letters.html", request, visit, record=record, total=total, letters=found, more=more)
 
     async def letter(self, request: Request, visit: Visit) -> Response:
-        """One dead letter."""
         record, letter_id = await self.record(request), request.query_params.get("id", "")
         dead = await get_letter(self._grid, record.name, letter_id)
         raw = dead.raw_bytes[:_RAW].decode(errors="backslashreplace")

@@ -102,7 +102,6 @@ class KafkaSink:
         """Do nothing: what was delivered is in Kafka."""
 
     async def look(self) -> None:
-        """See whether the topic is there."""
         probe = self._probe
         if probe is not None:
             await self._in_thread(lambda: probe.partitions(_PROBE_SECONDS))
@@ -257,7 +256,6 @@ class KafkaSink:
         return [result for result in results if (_key(result).encode(), result.text) in large]
 
     def _report(self, error: KafkaError | None, message: Message) -> None:
-        """Note what became of a message."""
         if error is not None:
             key: Any = message.key()
             value: Any = message.value()

@@ -80,7 +80,6 @@ class PostgresSink:
             raise failure(error, self._place, SinkInterruptedError) from None
 
     async def look(self) -> None:
-        """See whether the table is there."""
         try:
             async with asyncio.timeout(_LOOK_SECONDS):
                 exists = await self._table.exists(await self._connected())
@@ -139,7 +138,6 @@ class PostgresSink:
         return refused
 
     async def close(self) -> None:
-        """Close the connection."""
         await self._let_go()
 
     async def _has_begun(self) -> bool:

@@ -236,7 +236,6 @@ class WebhookSink:
         return refused
 
     async def close(self) -> None:
-        """Close the connections."""
         if self._session is not None:
             session, self._session = self._session, None
             await session.close()

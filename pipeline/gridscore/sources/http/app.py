@@ -50,8 +50,7 @@ class EventsApp:
         self._bodies = Bodies(settings.max_body, settings.max_waiting_bytes)
         self._waiting_for_results = 0
         self._snippet = files("gridscore.sources.http").joinpath("gridscore.js").read_bytes()
-        self.refused = 0
-        """Things in requests that were not events."""
+        self.refused = 0  # things in requests that were not events
 
     def asgi(self) -> Starlette:
         """The application, without its gate."""

@@ -111,7 +111,6 @@ class Connections:
             each.silent[connection] = 0.0
 
     def leave(self, connection: Connection) -> None:
-        """Remove a connection."""
         lists = self._lists(connection)
         self._asking.discard(connection)
         for each in lists:

@@ -185,7 +185,6 @@ class Lines:
         return len(self._rest)
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The lines that are whole now."""
         if self._skipping:
             _, newline, chunk = chunk.partition(b"\n")
             if not newline:

@@ -207,7 +207,6 @@ class Intake:
             self._lanes[map_name].waiting = waiting
 
     def acknowledge(self, batch: Batch) -> None:
-        """Note that the grid has a batch."""
         piece: _Piece = batch.position
         piece.confirmed = True
         self.acknowledged += len(batch.entries)

@@ -81,7 +81,6 @@ class BoundedHeads(HttpToolsProtocol):
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection has ended."""
         for timer in (self._deadline, self._stalled):
             if timer is not None:
                 timer.cancel()

@@ -81,7 +81,6 @@ class AvroReader:
         self._ask("/schemas/types")  # not every registry has it, which is an answer as well
 
     def close(self) -> None:
-        """Close the connections."""
         self._client.close()
 
     def __call__(self, value: bytes) -> bytes:

@@ -435,7 +435,6 @@ class KafkaSource:
                 self._consumer.commit(offsets=offsets, asynchronous=True)
 
     def _on_commit(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
-        """Kafka has answered a commit."""
         with self._changed:
             for each in offsets:
                 if error is None and each.error is None and each.partition in self._owned:

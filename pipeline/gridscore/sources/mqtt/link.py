@@ -200,7 +200,6 @@ class MqttLink:
             raise self._lost
 
     def take(self) -> list[Message]:
-        """The messages that have come."""
         taken, self._messages = self._messages, []
         self._loose = self._bytes = 0
         self._go_on()

@@ -54,7 +54,6 @@ class MessageDecoder:
 
     @property
     def filters(self) -> Sequence[str]:
-        """What to subscribe to."""
         group = self._settings.group
         return [f"$share/{group}/{each.filter}" if group else each.filter for each in self._templates]
 

@@ -41,7 +41,6 @@ class Query:
 
     @property
     def has_whole_keys(self) -> bool:
-        """Whether keys are whole numbers."""
         return len(self.key) == 1 and self.types[self.key[0]] in _WHOLE
 
     @property

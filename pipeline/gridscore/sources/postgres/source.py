@@ -114,7 +114,6 @@ class PostgresSource:
             await self._positions.move(self._item, {"reads": self._reads, "mark": batch.position})
 
     async def close(self) -> None:
-        """Close the connections."""
         connections, self._connections = self._connections, []
         for connection in connections:
             with contextlib.suppress(psycopg.Error, OSError):
