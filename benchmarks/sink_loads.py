@@ -68,10 +68,11 @@ async def postgres(folder: Path, count: int, results: str, columns: str = "json"
     from gridscore.sinks.postgres.settings import PostgresSinkSettings
 
     need("psycopg", "postgres")
-    from gridscore.testing.postgres import PostgresServer, PostgresServerError
+    from gridscore.errors import MemberError
+    from gridscore.testing.postgres import PostgresServer
 
     column = {"amount": "double precision", "user": "text"} if columns == "typed" else {}
-    async with server(PostgresServer.start, folder, PostgresServerError, fsync="on") as running:
+    async with server(PostgresServer.start, folder, MemberError, fsync="on") as running:
         given = {"database": running.url(), "table": "scores", "columns": columns, "column": column}
         yield Load(PostgresSinkSettings.model_validate({"from": results, **given}))
 

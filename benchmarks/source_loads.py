@@ -135,8 +135,9 @@ async def postgres(folder: Path, events: int, to: str) -> AsyncIterator[Load]:
     from gridscore.sources.postgres.settings import PostgresSourceSettings
 
     need("psycopg", "postgres")
-    from gridscore.testing.postgres import PostgresServer, PostgresServerError
+    from gridscore.errors import MemberError
+    from gridscore.testing.postgres import PostgresServer
 
-    async with server(PostgresServer.start, folder, PostgresServerError) as database:
+    async with server(PostgresServer.start, folder, MemberError) as database:
         await asyncio.to_thread(database.execute, _TABLE.format(count=events))
         yield Load(PostgresSourceSettings(to=to, database=database.url(), table="bench", key=("id",)))

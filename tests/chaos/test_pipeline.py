@@ -22,6 +22,7 @@ from confluent_kafka import Producer
 from servers import not_here
 
 from gridscore.client import connect
+from gridscore.errors import MemberError
 from gridscore.grid import transport
 from gridscore.grid.journal import Journal
 from gridscore.group.lease_records import read_records
@@ -31,7 +32,7 @@ from gridscore.operations.status import lag
 from gridscore.proving.soak.checker import expected_scores
 from gridscore.proving.soak.evidence import Acknowledged
 from gridscore.proving.soak.workload import booster, customers, event, soak_job
-from gridscore.testing.postgres import PostgresServer, PostgresServerError
+from gridscore.testing.postgres import PostgresServer
 
 EVENTS = int(os.environ.get("GRIDSCORE_PIPELINE_EVENTS", "20000"))
 FULL = EVENTS >= 200_000
@@ -237,7 +238,7 @@ def place_of(message):
 def server(tmp_path):
     try:
         started = PostgresServer.start(tmp_path)
-    except PostgresServerError as error:
+    except MemberError as error:
         not_here(f"no PostgreSQL: {error}")
     with started:
         yield started

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from servers import not_here
 
-from gridscore.testing.postgres import PostgresServer, PostgresServerError
+from gridscore.errors import MemberError
+from gridscore.testing.postgres import PostgresServer
 
 
 @pytest.fixture(scope="session")
@@ -13,7 +14,7 @@ def postgres(tmp_path_factory):
     """A server. Who kills it starts it again."""
     try:
         started = PostgresServer.start(tmp_path_factory.mktemp("postgres"))
-    except PostgresServerError as error:
+    except MemberError as error:
         not_here(f"no PostgreSQL: {error}")
     with started:
         yield started

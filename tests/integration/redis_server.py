@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import time
 
 import pytest
 import redis
 from servers import not_here
 
-from gridscore.errors import MemberError
 from gridscore.grid.ports import HOST, choose_ports
 from gridscore.testing.guarded import GuardedServer
-
-START_SECONDS = 20.0
 
 
 class RedisServer(GuardedServer):
@@ -35,28 +31,17 @@ class RedisServer(GuardedServer):
             str(folder),
         ]
         self._command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always", *more]
-        try:
-            self._watch()
-            self.restart()
-        except BaseException:
-            self.stop()
-            raise
+        self._begin()
 
     def client(self):
         return redis.Redis(port=self.port, **self._client)
 
-    def restart(self):
-        """After `kill`, too; returns when it answers."""
-        self._launch(self._command, START_SECONDS)
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                with self.client() as client:
-                    return client.ping()
-            except redis.RedisError:
-                if not self.alive or time.monotonic() > deadline:
-                    raise MemberError(f"Redis did not come up. Its last lines:\n{self.last_lines()}") from None
-                time.sleep(0.02)
+    def _is_ready(self):
+        try:
+            with self.client() as client:
+                return client.ping()
+        except redis.RedisError:
+            return False
 
 
 def start(folder, *more, **client):

@@ -1,6 +1,6 @@
 """A server on this machine that never outlives us: started, killed and ended through the guard of members.
 
-What the real servers for tests share: see `kafka` and `mqtt`.
+What the real servers for tests share: see `kafka`, `mqtt` and `postgres`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import contextlib
 import json
 import subprocess
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Self
 
 import psutil
@@ -21,14 +22,19 @@ from gridscore.texts import last_lines
 if TYPE_CHECKING:
     from pathlib import Path
 
+_LOOK_SECONDS = 0.05
+
 
 class GuardedServer:
     """A server, running as a child process of this one. A context manager: leaving it stops it.
 
     It also ends when this process ends, whatever way.
 
-    `title`: what it is called in messages: `Kafka broker`; `log_file`: for what it prints. `log_file`: what it prints.
+    `title`: what it is called in messages: `Kafka broker`; `log_file`: for what it prints.
     """
+
+    START_SECONDS = 60.0
+    _command: list[str]  # what the guard is to start
 
     def __init__(self, title: str, log_file: Path) -> None:
         self.log_file = log_file
@@ -92,18 +98,33 @@ class GuardedServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _watch(self) -> None:
-        """Start the guard, and follow what it says; `_launch` comes after."""
-        self._guard = start_guard()
-        name = f"guard of the {self._title}"
-        threading.Thread(target=self._follow, args=(self._guard.stdout,), name=name, daemon=True).start()
-
-    def _launch(self, command: list[str], seconds: float) -> None:
-        """Have the guard start it; it runs afterwards, or there is an error, or the guard hangs."""
+    def restart(self) -> None:
+        """Start it, also again after `kill`, and return when it answers. Raises MemberError if it does not come up."""
         self._error = ""
-        self._ask({"start": 0, "command": command, "environment": {}, "log": str(self.log_file)})
+        self._ask({"start": 0, "command": self._command, "environment": {}, "log": str(self.log_file)})
+        deadline = time.monotonic() + self.START_SECONDS
         with self._changed:
-            self._changed.wait_for(lambda: self._pid is not None or self._error, seconds)
+            self._changed.wait_for(lambda: self._pid is not None or self._error, self.START_SECONDS)
+        while not (self.alive and self._is_ready()):
+            if not self.alive or time.monotonic() > deadline:
+                why = self._error or "it does not answer"
+                raise MemberError(f"The {self._title} did not come up: {why}. Its last lines:\n{self.last_lines()}")
+            time.sleep(_LOOK_SECONDS)
+
+    def _is_ready(self) -> bool:
+        """Whether it answers."""
+        raise NotImplementedError
+
+    def _begin(self) -> None:
+        """Start the guard, which follows from then on, and the server."""
+        try:
+            self._guard = start_guard()
+            name = f"guard of the {self._title}"
+            threading.Thread(target=self._follow, args=(self._guard.stdout,), name=name, daemon=True).start()
+            self.restart()
+        except BaseException:
+            self.stop()
+            raise
 
     def _ask(self, request: dict[str, Any]) -> None:
         if self._guard is None or self._guard.stdin is None:

@@ -9,7 +9,6 @@ import os
 import secrets
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 VERSION = "4.1.0"
-START_SECONDS = 120.0
 
 _ASK_SECONDS = 1.0
 
@@ -93,6 +91,8 @@ class Broker(GuardedServer):
         log_file: What it prints.
     """
 
+    START_SECONDS = 120.0
+
     def __init__(
         self, folder: Path, command: list[str], *, heap: str, users: Mapping[str, str], certificate: Path | None
     ) -> None:
@@ -114,7 +114,8 @@ class Broker(GuardedServer):
             text += _CERTIFICATE.format(certificate=certificate)
         self._settings = folder / "server.properties"
         self._settings.write_text(text, encoding="utf-8")
-        self._java, self._heap = command, heap
+        self._java = command
+        self._command = [*command, f"-Xms{heap}", f"-Xmx{heap}", "kafka.Kafka", str(self._settings)]
 
     @classmethod
     def start(
@@ -136,23 +137,9 @@ class Broker(GuardedServer):
         progress(f"Starting a Kafka {VERSION} broker")
         command = [str(java), *_JVM_OPTIONS, "-cp", os.pathsep.join(map(str, jars))]
         broker = cls(folder, command, heap=heap, users=users or {}, certificate=certificate)
-        try:
-            broker._format()
-            broker._watch()
-            broker._start()
-            broker._wait()
-        except BaseException:
-            broker.stop()
-            raise
+        broker._format()
+        broker._begin()
         return broker
-
-    def restart(self) -> None:
-        """Start it again at its addresses, after `kill`, and return when it answers.
-
-        Raises MemberError if it did not come up.
-        """
-        self._start()
-        self._wait()
 
     def _format(self) -> None:
         """Give the data folder its identity, without which a broker does not start."""
@@ -161,37 +148,22 @@ class Broker(GuardedServer):
             [*self._java, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "--config", self._settings],
             capture_output=True,
             text=True,
-            timeout=START_SECONDS,
+            timeout=self.START_SECONDS,
             check=False,
         )
         if done.returncode:
             raise MemberError(f"The Kafka broker's data folder could not be made:\n{done.stdout}{done.stderr}")
 
-    def _start(self) -> None:
-        heap = [f"-Xms{self._heap}", f"-Xmx{self._heap}"]
-        self._launch([*self._java, *heap, "kafka.Kafka", str(self._settings)], START_SECONDS)
-        if not self.alive:
-            raise MemberError(f"The Kafka broker could not be started: {self._error or 'its guard hangs'}")
-
-    def _wait(self) -> None:
+    def _is_ready(self) -> bool:
         from confluent_kafka import KafkaException
         from confluent_kafka.admin import AdminClient
 
         admin = AdminClient({"bootstrap.servers": self.address, "log_level": 0, "reconnect.backoff.max.ms": 200})
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            if not self.alive:
-                raise MemberError(f"The Kafka broker ended. Its last lines:\n{self.last_lines()}")
-            try:
-                admin.list_topics(timeout=_ASK_SECONDS)
-            except KafkaException:
-                if time.monotonic() > deadline:
-                    raise MemberError(
-                        f"The Kafka broker does not answer after {START_SECONDS:.0f} s. "
-                        f"Its last lines:\n{self.last_lines()}"
-                    ) from None
-            else:
-                return
+        try:
+            admin.list_topics(timeout=_ASK_SECONDS)
+        except KafkaException:
+            return False
+        return True
 
 
 def broker_jars(on_progress: Callable[[str], None]) -> list[Path]:

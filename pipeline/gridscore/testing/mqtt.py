@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["mosquitto", "rumqttd"]
 
-START_SECONDS = 20.0
 
 _LOOK_SECONDS = 0.02
 
@@ -75,6 +74,8 @@ class MqttBroker(GuardedServer):
     for MQTT 5; `url_3`: where it listens for MQTT 3.1.1; `log_file`: what it prints.
     """
 
+    START_SECONDS = 20.0
+
     def __init__(
         self, folder: Path, kind: Kind, *, users: Mapping[str, str], certificate: Path | None, private_key: Path | None
     ) -> None:
@@ -110,12 +111,7 @@ class MqttBroker(GuardedServer):
                 "Install Debian's `mosquitto`, or `pip install iotcore`.",
             )
         broker = cls(folder, kind or kinds[0], users=users or {}, certificate=certificate, private_key=private_key)
-        try:
-            broker._watch()
-            broker.restart()
-        except BaseException:
-            broker.stop()
-            raise
+        broker._begin()
         return broker
 
     def save(self) -> None:
@@ -126,24 +122,14 @@ class MqttBroker(GuardedServer):
         database = self.log_file.with_name("mosquitto.db")
         before = database.stat().st_mtime_ns if database.exists() else 0
         psutil.Process(self.pid).send_signal(signal.SIGUSR1)
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self.START_SECONDS
         while not database.exists() or database.stat().st_mtime_ns == before:
             if time.monotonic() > deadline:
                 raise MemberError(f"The MQTT broker does not save. Its last lines:\n{self.last_lines()}")
             time.sleep(_LOOK_SECONDS)
 
-    def restart(self) -> None:
-        """Start it again at its addresses, after `kill`, and return when it answers.
-
-        Raises MemberError if it did not come up.
-        """
-        self._launch(self._command, START_SECONDS)
-        deadline = time.monotonic() + START_SECONDS
-        for port in self._ports:
-            while not _answers(port):
-                if not self.alive or time.monotonic() > deadline:
-                    raise MemberError(f"The MQTT broker did not come up. Its last lines:\n{self.last_lines()}")
-                time.sleep(_LOOK_SECONDS)
+    def _is_ready(self) -> bool:
+        return all(map(_answers, self._ports))
 
     def _mosquitto(
         self, folder: Path, users: Mapping[str, str], certificate: Path | None, private_key: Path | None

