@@ -22,7 +22,7 @@ from gridscore.grid.template import member_config
 from gridscore.texts import last_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
 START_SECONDS = 120.0
@@ -73,6 +73,21 @@ def start_guard() -> subprocess.Popen[str]:
         start_new_session=True,
         creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
     )
+
+
+def end_guard(child: subprocess.Popen[str], pids: Iterable[int]) -> None:
+    """Stop what a guard has started, by closing its pipe, and wait for it; if it hangs, kill it and these processes."""
+    with contextlib.suppress(OSError):
+        if child.stdin:
+            child.stdin.close()
+    try:
+        child.wait(guard.STOP_SECONDS + 5)
+    except subprocess.TimeoutExpired:
+        for pid in pids:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).kill()
+        child.kill()
+        child.wait()
 
 
 class PortTakenError(MemberError):
@@ -191,18 +206,8 @@ class Launch:
             return ""
 
     def close(self) -> None:
-        """Stop the members by closing the guard's pipe, and wait for it."""
-        with contextlib.suppress(OSError):
-            if self._guard.stdin:
-                self._guard.stdin.close()
-        try:
-            self._guard.wait(guard.STOP_SECONDS + 5)
-        except subprocess.TimeoutExpired:
-            for pid in self.pids.values():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    psutil.Process(pid).kill()
-            self._guard.kill()
-            self._guard.wait()
+        """Stop the members, and wait for it."""
+        end_guard(self._guard, self.pids.values())
         self._listener.join(5)
         if self._guard.stdout:
             self._guard.stdout.close()

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-import psutil
-
 from gridscore.errors import MemberError
 from gridscore.grid import guard
-from gridscore.grid.launch import start_guard
+from gridscore.grid.launch import end_guard, start_guard
 from gridscore.texts import last_lines
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
 
 _LOOK_SECONDS = 0.05
@@ -76,21 +74,10 @@ class GuardedServer:
     def stop(self) -> None:
         """Stop it and wait until it is gone. A second call does nothing."""
         child, self._guard = self._guard, None
-        if child is None:
-            return
-        with contextlib.suppress(OSError):
-            if child.stdin:
-                child.stdin.close()  # which is how the guard knows
-        try:
-            child.wait(guard.STOP_SECONDS + 5)
-        except subprocess.TimeoutExpired:
-            if self._pid is not None:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    psutil.Process(self._pid).kill()
-            child.kill()
-            child.wait()
-        if child.stdout:
-            child.stdout.close()
+        if child is not None:
+            end_guard(child, filter(None, [self._pid]))
+            if child.stdout:
+                child.stdout.close()
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +94,7 @@ class GuardedServer:
             self._changed.wait_for(lambda: self._pid is not None or self._error, self.START_SECONDS)
         while not (self.alive and self._is_ready()):
             if not self.alive or time.monotonic() > deadline:
-                why = self._error or "it does not answer"
+                why = "it does not answer" if self.alive else self._error or "its guard hangs"
                 raise MemberError(f"The {self._title} did not come up: {why}. Its last lines:\n{self.last_lines()}")
             time.sleep(_LOOK_SECONDS)
 
