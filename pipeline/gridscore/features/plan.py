@@ -55,12 +55,9 @@ class FeaturePlan:
 
     Whatever the batches, an event gets the same bits. What is missing or not finite is NaN, always the same NaN.
 
-    Args:
-        categories: For each feature made with `category`, the values in the order of their codes; for one made with
-            `target` and its like, its encoding.
-
-    Raises:
-        ModelMismatchError: There is nothing of that for a feature that needs it.
+    `categories`: for each feature made with `category`, the values in the order of their codes; for one made with
+    `target` and its like, its encoding. Raises ModelMismatchError if there is nothing of that for a feature that needs
+    it.
     """
 
     def __init__(self, job: Job, tables: Mapping[str, LookupTable], categories: Mapping[str, Learnt]) -> None:

@@ -290,12 +290,9 @@ def or_local_cluster(settings: GridSettings) -> GridSettings:
 async def connect(settings: GridSettings, *, name: str | None = None) -> Grid:
     """Connect to the cluster that the settings name.
 
-    Args:
-        name: What this client is called in the cluster's own views.
-
-    Raises:
-        ConnectionFailedError: No member answered within `connect_timeout`, or the cluster refused this client.
-        UnsupportedClientError: The journal protocol needs another version of the client.
+    `name`: what this client is called in the cluster's own views. Raises ConnectionFailedError if no member answered
+    within `connect_timeout`, or the cluster refused this client; UnsupportedClientError if the journal protocol needs
+    another version of the client.
     """
     transport.check_client_version()
     addresses = list(settings.members) or [DEFAULT_ADDRESS]

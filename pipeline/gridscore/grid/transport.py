@@ -266,13 +266,9 @@ class _Reactor(AsyncioReactor):  # type: ignore[misc]
 async def start_client(config: Any, seconds: float) -> HazelcastClient:
     """Start a client that uses the connections of this file.
 
-    Args:
-        config: Of the client; it should look for a lost cluster for ever. `seconds` bounds the first search.
-
-    Raises:
-        AuthenticationError: A member refused the cluster name or the credentials.
-        SilentMembersError: No member answered in time, though some took connections.
-        TimeoutError: No member answered in time.
+    `config`: of the client; it should look for a lost cluster for ever. `seconds` bounds the first search. Raises
+    AuthenticationError if a member refused the cluster name or the credentials; SilentMembersError if no member
+    answered in time, though some took connections; TimeoutError if no member answered in time.
     """
     client = HazelcastClient(config)
     _refuse_pickle(client)

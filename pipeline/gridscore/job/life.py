@@ -183,10 +183,9 @@ class Jobs:
         The same job submitted twice is one job. One that is over begins anew; one that FAILED goes on, as it is or
         updated.
 
-        Raises:
-            JobFileError: It names no features.
-            JobError: Another job of that name is active, and `update` is not set; another one writes to the same result
-                map; an update would change what the committed offsets are about; or another client was faster.
+        Raises JobFileError if it names no features; JobError if another job of that name is active, and `update` is not
+        set; another one writes to the same result map; an update would change what the committed offsets are about; or
+        another client was faster.
         """
         job.require_features()
         Job.from_json(job.to_json())  # as every worker will read it
@@ -295,12 +294,9 @@ class Jobs:
 
         Events that have a result are scored again: results are idempotent, listeners see them once more.
 
-        Args:
-            begin: `committed`, to go on from the committed offsets; `oldest` or `latest`; or a time (RFC 3339), to
-                begin at the first event that was scored then or later.
-
-        Raises:
-            JobError: There is no such job, it was cancelled, or `begin` is none of these.
+        `begin`: `committed`, to go on from the committed offsets; `oldest` or `latest`; or a time (RFC 3339), to begin
+        at the first event that was scored then or later. Raises JobError if there is no such job, it was cancelled, or
+        `begin` is none of these.
         """
         begin = _begin(begin)
         await self._refuse_shared_results(name, (await self.get(name)).job.results)

@@ -134,16 +134,9 @@ class Forest:
     ) -> NDArray[np.float32]:
         """Scores of the rows of a matrix; one that is not C-contiguous float32 is copied first.
 
-        Args:
-            matrix: Shape (n, features).
-            margins: float32 of shape (n,), instead of the model's base score.
-            way: One of `ways`, instead of the faster one.
-
-        Returns:
-            float32 of shape (n,).
-
-        Raises:
-            ValueError: It has not as many columns as the model has features, or there is not one margin a row.
+        `matrix`: shape (n, features); `margins`: float32 of shape (n,), instead of the model's base score; `way`: one
+        of `ways`, instead of the faster one. Returns: float32 of shape (n,). Raises ValueError if it has not as many
+        columns as the model has features, or there is not one margin a row.
         """
         matrix = np.ascontiguousarray(matrix, np.float32)
         rows, columns = matrix.shape

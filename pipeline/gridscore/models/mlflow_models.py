@@ -15,13 +15,9 @@ _MOST = 1 << 20
 def downloaded(uri: str, folder: Path) -> Path:
     """Let MLflow bring a model here; the path of the file that XGBoost has saved.
 
-    Args:
-        uri: As MLflow writes it: `models:/late/3`, `runs:/RUN/model`, or a folder.
-        folder: Where to, an empty one.
-
-    Raises:
-        UsageError: MLflow is not installed.
-        ModelError: It does not find the model, or this is not one of XGBoost.
+    `uri`: as MLflow writes it: `models:/late/3`, `runs:/RUN/model`, or a folder; `folder`: where to, an empty one.
+    Raises UsageError if MLflow is not installed; ModelError if it does not find the model, or this is not one of
+    XGBoost.
     """
     try:
         from mlflow.artifacts import download_artifacts

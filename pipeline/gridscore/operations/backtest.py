@@ -70,10 +70,9 @@ async def backtest(
 ) -> dict[str, Any]:
     """Score a history, and say what came of it; the report is plain, as JSON has it.
 
-    Raises:
-        TableError: The history cannot be read, lacks a column, is out of order by more than the job's lateness, or
-            has a label or value that is not a number.
-        UsageError: scikit-learn, which metrics need, is not installed; or a delay is given, and the job has no time.
+    Raises TableError if the history cannot be read, lacks a column, is out of order by more than the job's lateness, or
+    has a label or value that is not a number; UsageError if scikit-learn, which metrics need, is not installed; or a
+    delay is given, and the job has no time.
     """
     clock = _time_field(job)
     if label is not None:

@@ -179,13 +179,9 @@ class Backup:
     async def look(self, settle: float = 0.0) -> Point:
         """Read the cluster, and make a point if anything has changed; returns the newest.
 
-        Args:
-            settle: Seconds to wait until the sources' positions are safe; those of before are kept otherwise. What is
-                read next has few events more, which windows would count again.
-
-        Raises:
-            GridError: The cluster has more than can be kept.
-            OSError: The folder cannot be written.
+        `settle`: seconds to wait until the sources' positions are safe; those of before are kept otherwise. What is
+        read next has few events more, which windows would count again. Raises GridError if the cluster has more than
+        can be kept; OSError if the folder cannot be written.
         """
         await self._settle(settle)
         at = time.time()

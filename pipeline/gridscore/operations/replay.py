@@ -74,13 +74,9 @@ async def replay(
 
     After a `HazelcastError`, more may have been done than was yielded.
 
-    Args:
-        force: Overwrite a newer event that has the key meanwhile.
-        of_job: Whether they are a job's, which must not have ended, or a source's; not a sink's.
-
-    Raises:
-        JobError: There is neither such a job, nor dead letters of a source of that name; or the job has ended and would
-            not score them.
+    `force`: overwrite a newer event that has the key meanwhile; `of_job`: whether they are a job's, which must not have
+    ended, or a source's; not a sink's. Raises JobError if there is neither such a job, nor dead letters of a source of
+    that name; or the job has ended and would not score them.
     """
     record = await Jobs(grid).find(job) if of_job else None
     if record is None and of_job:

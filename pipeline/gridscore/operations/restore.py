@@ -76,15 +76,9 @@ class Restore:
     ) -> None:
         """Put what is missing, and look whether it is there.
 
-        Args:
-            steps: As planned.
-            merge: Leave what the cluster has otherwise as it is.
-            progress: Called with the entries put and all entries.
-
-        Raises:
-            UsageError: The cluster has some of it otherwise, and `merge` is not set.
-            JobError: A source is running.
-            BackupError: Something was changed meanwhile.
+        `steps`: as planned; `merge`: leave what the cluster has otherwise as it is; `progress`: called with the entries
+        put and all entries. Raises UsageError if the cluster has some of it otherwise, and `merge` is not set; JobError
+        if a source is running; BackupError if something was changed meanwhile.
         """
         steps = list(steps)
         if not merge and (others := [f"{step.other:,} in `{step.map}`" for step in steps if step.other]):

@@ -533,13 +533,9 @@ def runner_of(
 ) -> SourceRunner:
     """The runner of a source with these settings.
 
-    Args:
-        name: For a source whose settings have none.
-        make: Makes the source, of the connection, its name and its settings with what the environment has.
-
-    Raises:
-        SettingsError: An environment variable that the settings name is not set.
-        UsageError: There is no such kind, or its libraries are not installed.
+    `name`: for a source whose settings have none; `make`: makes the source, of the connection, its name and its
+    settings with what the environment has. Raises SettingsError if an environment variable that the settings name is
+    not set; UsageError if there is no such kind, or its libraries are not installed.
     """
     kind = KINDS.of(settings).name
     called = KINDS.name_of(settings, name)

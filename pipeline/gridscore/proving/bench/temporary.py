@@ -46,10 +46,9 @@ async def place(grid: Grid, job: Job) -> Place:
 
     That is, `orders.bench-…` for the event map `orders.card`; else `events.bench-…`.
 
-    Raises:
-        JournalMissingError: The job's event map has no journal, or none of these would have one.
-        GridError: Whatever is put into any of these would also go to a store, another cluster or a listener.
-        HazelcastError: The cluster did not answer.
+    Raises JournalMissingError if the job's event map has no journal, or none of these would have one; GridError:
+    whatever is put into any of these would also go to a store, another cluster or a listener; HazelcastError if the
+    cluster did not answer.
     """
     if await journal_capacity(grid, job.events) is None:
         raise journal_missing(job.events)

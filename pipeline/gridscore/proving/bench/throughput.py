@@ -137,12 +137,9 @@ async def measure(
 ) -> Report:
     """Run the whole comparison.
 
-    Args:
-        grid: A connection to a cluster made for this: its `*.bench*` maps are destroyed afterwards.
-        pids: Processes of the members, for their CPU.
-        events: How many.
-        rounds: How often each is measured, in turn.
-        progress: Called with what is going on and how many events of it are done.
+    `grid`: a connection to a cluster made for this: its `*.bench*` maps are destroyed afterwards; `pids`: processes of
+    the members, for their CPU; `events`: how many; `rounds`: how often each is measured, in turn; `progress`: called
+    with what is going on and how many events of it are done.
     """
     drains, published, predictions, workers = [], [], [], []
     job = card.card_job("bench", "results.bench")

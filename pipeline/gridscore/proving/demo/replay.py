@@ -126,13 +126,9 @@ class Replay:
     async def run(self, events: Iterator[tuple[str, bytes]], rate: float, alive: Callable[[], None]) -> None:
         """Put all events, and return when each has a result, or when no more results come.
 
-        Args:
-            events: Keys and JSON texts, in the order of the keys given before.
-            rate: Events per second; 0: as fast as results come back.
-            alive: Called now and then; raises if there is no use in waiting.
-
-        Raises:
-            GridError: A put was not confirmed.
+        `events`: keys and JSON texts, in the order of the keys given before; `rate`: events per second; 0: as fast as
+        results come back; `alive`: called now and then; raises if there is no use in waiting. Raises GridError if a put
+        was not confirmed.
         """
         proxy = await self._grid.map(self._results_map)
         registration = await listen(self._grid, self._results_map, self._result)

@@ -40,15 +40,9 @@ class ResultFinder:
     async def find(self, map_name: str, key: str, wait: float, after: int | None = None) -> bytes | None:
         """The JSON text of a result; waits for it if it is not there yet.
 
-        Args:
-            wait: Most seconds to wait; 0 looks once.
-            after: Only accept a result of an event with a greater sequence.
-
-        Returns:
-            None if there was no result in time.
-
-        Raises:
-            EventRejectedError: The event under the key cannot be scored.
+        `wait`: most seconds to wait; 0 looks once; `after`: only accept a result of an event with a greater sequence.
+        Returns: None if there was no result in time. Raises EventRejectedError if the event under the key cannot be
+        scored.
         """
         found = await self._now(map_name, key, after)
         if found is not None:
