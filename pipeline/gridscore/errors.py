@@ -14,8 +14,9 @@ from gridscore.texts import visible
 class GridscoreError(Exception):
     """Something went wrong that a person can act on.
 
-    `message`: what failed and where, one sentence; `hint`: what to do next, one sentence; empty if the message says it
-    all.
+    Args:
+        message: What failed and where, one sentence.
+        hint: What to do next, one sentence; empty if the message says it all.
     """
 
     exit_code = 1
@@ -105,8 +106,10 @@ class BackPressureError(GridError):
 class NoResultError(GridError):
     """The result of an event did not come in time, or cannot come any more.
 
-    `message`: as of every error; `hint`: as of every error; `put`: whether the cluster has confirmed the event, so that
-    it will be scored.
+    Args:
+        message: As of every error.
+        hint: As of every error.
+        put: Whether the cluster has confirmed the event, so that it will be scored.
     """
 
     exit_code = 9
@@ -119,8 +122,12 @@ class NoResultError(GridError):
 class EventRejectedError(NoResultError):
     """An event cannot be scored: it is a dead letter, and no result will come.
 
-    `key`: of the event; `job`: that rejected it; `stage`: where: `decode`, `lookup` or `features`; `reason`: why;
-    `letter`: the key of its dead letter.
+    Args:
+        key: Of the event.
+        job: That rejected it.
+        stage: Where: `decode`, `lookup` or `features`.
+        reason: Why.
+        letter: The key of its dead letter.
     """
 
     def __init__(self, key: str, job: str, stage: str, reason: str, letter: str) -> None:

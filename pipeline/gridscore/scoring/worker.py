@@ -56,16 +56,26 @@ class _Running:
 class Worker:
     """Scores for the jobs of a cluster. An asynchronous context manager: scores while it is entered.
 
-    Raises UsageError if the lease is too short or too long.
+    Args:
+        grid: The connection; it stays open afterwards.
+        jobs: Names of the jobs to score for; default: all.
+        lease_seconds: How long partitions of a killed worker wait for a new owner.
+        times: Whether to count how long events took, see `JobStats.latencies`.
+
+    Attributes:
+        records: Of all jobs, when it last looked.
+
+    Raises:
+        UsageError: The lease is too short or too long.
     """
 
     def __init__(
         self,
-        grid: Grid,  # the connection; it stays open afterwards
-        jobs: Collection[str] | None = None,  # names of the jobs to score for; default: all
+        grid: Grid,
+        jobs: Collection[str] | None = None,
         *,
-        lease_seconds: float = LEASE_SECONDS,  # how long partitions of a killed worker wait for a new owner
-        times: bool = False,  # whether to count how long events took, see `JobStats.latencies`
+        lease_seconds: float = LEASE_SECONDS,
+        times: bool = False,
     ) -> None:
         self._grid = grid
         self._only = set(jobs) if jobs is not None else None
@@ -76,7 +86,7 @@ class Worker:
         self._changed = asyncio.Event()
         self._lookups, self._models = Lookups(grid), LoadedModels(grid)
         self._crashes: dict[str, list[float]] = {}
-        self.records: dict[str, JobRecord] = {}  # of all jobs, when it last looked
+        self.records: dict[str, JobRecord] = {}
         self._orphaned: set[str] = set()  # jobs that the cluster which replaced ours does not have
         self._ending: set[asyncio.Task[None]] = set()
         self._stop_watching: Any = None
