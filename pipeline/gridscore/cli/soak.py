@@ -88,11 +88,13 @@ def soak(
 
     Example: [bold]gridscore soak --full --keep out/soak[/]
     """
-    from dataclasses import replace
+    given = dict(locals())
+    from dataclasses import fields, replace
 
     from gridscore.proving.soak.plan import Counts
     from gridscore.proving.soak.trial import SoakOptions
 
+    asked = {each.name: given[each.name] for each in fields(Counts)}
     # Only a cluster that is named here, not one that the environment happens to name.
     own = settings is None if not members else len(members) == 1 and members[0].isdigit()
     count = int(members[0]) if members and own else 3
@@ -102,20 +104,6 @@ def soak(
         counts = replace(counts, member_kills=0, member_cuts=0, both_kills=0)
     if not own:
         counts = replace(counts, member_pauses=0)
-    asked = {
-        "worker_kills": worker_kills,
-        "pauses": pauses,
-        "leaves": leaves,
-        "member_kills": member_kills,
-        "cuts": cuts,
-        "holds": holds,
-        "pause_holds": pause_holds,
-        "member_pauses": member_pauses,
-        "member_cuts": member_cuts,
-        "pause_cuts": pause_cuts,
-        "heir_kills": heir_kills,
-        "both_kills": both_kills,
-    }
     counts = replace(counts, **{name: number for name, number in asked.items() if number is not None})
     if not own and counts.member_kills + counts.member_pauses + counts.member_cuts + counts.both_kills:
         raise UsageError(

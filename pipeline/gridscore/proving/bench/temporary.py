@@ -130,11 +130,16 @@ async def _remove(grid: Grid, job: Job) -> list[str]:
                     await destroy(grid, name)
             if job.drift is not None:
                 await Records(grid, DRIFT_MAP).delete(job.name)
-            await asyncio.gather(*(_remove_lease(grid, job.name, p) for p in range(grid.partition_count)))
+            await remove_leases(grid, job.name)
             left.remove(records)
     except (HazelcastError, GridError, TimeoutError):
         return left
     return left
+
+
+async def remove_leases(grid: Grid, job: str) -> None:
+    """Remove the lease records of a job that is gone."""
+    await asyncio.gather(*(_remove_lease(grid, job, partition) for partition in range(grid.partition_count)))
 
 
 async def _remove_lease(grid: Grid, job: str, partition: int) -> None:

@@ -17,9 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hazelcast.protocol.codec import map_delete_codec
-from hazelcast.serialization.data import Data
-
 from gridscore.client import Client
 from gridscore.dead_letters.letters import map_of
 from gridscore.errors import GridscoreError, MemberError, UsageError
@@ -28,11 +25,11 @@ from gridscore.grid.launch import MemberExtras
 from gridscore.grid.member import Cluster
 from gridscore.grid.records import Records
 from gridscore.grid.settings import GridSettings
-from gridscore.group.lease_records import LEASES_MAP, lease_key
 from gridscore.job.life import JOBS_MAP
 from gridscore.leash import LeashedProcess
 from gridscore.models.registry import MODELS_MAP
 from gridscore.operations.status import lag
+from gridscore.proving.bench.temporary import remove_leases
 from gridscore.proving.soak import listener
 from gridscore.proving.soak.checker import check, expected_scores, unplanned_splits
 from gridscore.proving.soak.evidence import LEDGER, Evidence, lines
@@ -384,27 +381,13 @@ async def clear(grid: Grid, job: Job) -> None:
     client = Client(grid)
     with contextlib.suppress(GridscoreError):
         await client.cancel(job.name)
-    await _forget_leases(grid, job.name)
+    await remove_leases(grid, job.name)
     for name in (job.events, job.results, map_of(job.name), *(lookup.map for lookup in job.lookups.values())):
         await (await grid.map(name)).destroy()
     with contextlib.suppress(GridscoreError):
         await client.models.delete(job.model.name, 1)
     await Records(grid, MODELS_MAP).delete(job.model.name)
     await Records(grid, JOBS_MAP).delete(job.name)
-
-
-async def _forget_leases(grid: Grid, job: str) -> None:
-    """Remove the lease records of a job that is gone. Proxies do not find them: their keys carry their partition."""
-    count = grid.partition_count
-    keys = [Data(lease_key(job, partition, count)) for partition in range(count)]
-    await asyncio.gather(
-        *(
-            transport.invoke(
-                grid.client, map_delete_codec.encode_request(LEASES_MAP, key, 0), partition, lambda _: None
-            )
-            for partition, key in enumerate(keys)
-        )
-    )
 
 
 def _refuse_death(child: LeashedProcess, name: str) -> None:
