@@ -135,9 +135,7 @@ class _Tail:
     def __init__(
         self, grid: Grid, results: ResultStream, wanted: dict[str, str], limit: int | None, *, as_json: bool
     ) -> None:
-        self._grid = grid
-        self._results = results
-        self._wanted = wanted
+        self._grid, self._results, self._wanted = grid, results, wanted
         self._left = limit
         self._as_json = as_json
         self._live = not as_json and console.is_terminal

@@ -32,8 +32,7 @@ class Answers:
     """Puts events into one map, and gives their results from another."""
 
     def __init__(self, grid: Grid, producer: Producer, results: str) -> None:
-        self._grid = grid
-        self._producer = producer
+        self._grid, self._producer = grid, producer
         self._writer = MapWriter(grid, producer.map_name)
         self._outcomes = Outcomes(grid, results)
 

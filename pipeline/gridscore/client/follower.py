@@ -39,8 +39,7 @@ class Follower:
         # Here, as it brings the worker with it: the command line starts faster without.
         from gridscore.group.reader import JournalReader
 
-        self._grid = grid
-        self.map_name = map_name
+        self._grid, self.map_name = grid, map_name
         self._reader = JournalReader(grid, map_name, self._regressed, self._look_into)
         self._journal = Journal(grid, map_name)
         self._cursors: dict[int, Cursor] = {}

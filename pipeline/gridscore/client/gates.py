@@ -31,9 +31,7 @@ class Gates:
     def __init__(
         self, grid: Grid, registry: Registry, name: str, alias: str, jobs: Mapping[str, Job], override: str = ""
     ) -> None:
-        self._grid = grid
-        self._registry = registry
-        self._name = name
+        self._grid, self._registry, self._name = grid, registry, name
         self._alias = alias
         self._jobs = {name: job for name, job in jobs.items() if job.gates}
         self._override = override

@@ -84,12 +84,8 @@ class Producer:
         # once. If None, a caller that brings more waits, and brings nothing else meanwhile.
         most_held: tuple[int, int, int] | None = None,
     ) -> None:
-        self._grid = grid
-        self.map_name = map_name
-        self.max_wait = max_wait
-        self.on_wait = on_wait
-        self._most_held = most_held
-        self._retry_seconds = retry_seconds
+        self._grid, self.map_name, self.max_wait = grid, map_name, max_wait
+        self.on_wait, self._most_held, self._retry_seconds = on_wait, most_held, retry_seconds
         self._writer = MapWriter(grid, map_name)
         self._readers = RingReaders(grid, map_name)
         self._capacity: Capacity | None = None

@@ -104,8 +104,7 @@ class ResultStream:
         on_result: Callable[[Result], Any] | None = None,
         journal: bool = True,
     ) -> None:
-        self.map_name = map_name
-        self._grid = grid
+        self.map_name, self._grid = map_name, grid
         self._wanted = _predicate(where)
         self._on_result = on_result
         self._calling: asyncio.Task[None] | None = None
@@ -261,8 +260,7 @@ class _JournalFeed:
     """Results from the journals of a map."""
 
     def __init__(self, grid: Grid, map_name: str, start: Start) -> None:
-        self._grid = grid
-        self._start = start
+        self._grid, self._start = grid, start
         self.follower = Follower(grid, map_name)
         self._arrivals: deque[Arrival] = deque()
         self._index = 0  # in the first of them
@@ -333,8 +331,7 @@ class _ListenerFeed:
     """Results from an entry listener."""
 
     def __init__(self, grid: Grid, map_name: str) -> None:
-        self._grid = grid
-        self._map_name = map_name
+        self._grid, self._map_name = grid, map_name
         self._queue: asyncio.Queue[Result | None] = asyncio.Queue()
         self._registration: str | None = None
         self._overrun = False

@@ -120,9 +120,7 @@ class RingReaders:
     """
 
     def __init__(self, grid: Grid, map_name: str, results: str | None = None) -> None:
-        self._grid = grid
-        self._results = results
-        self.map_name = map_name
+        self._grid, self._results, self.map_name = grid, results, map_name
         self._journal = Journal(grid, map_name)
         self._jobs: dict[str, JobRecord] = {}
         self._jobs_at = float("-inf")

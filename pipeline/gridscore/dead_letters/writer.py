@@ -63,9 +63,7 @@ class LetterWriter:
     """
 
     def __init__(self, grid: Grid, name: str, limits: Limits, *, share: Callable[[], float] = lambda: 1.0) -> None:
-        self._grid = grid
-        self._name = name
-        self._limits = limits
+        self._grid, self._name, self._limits = grid, name, limits
         self._share = share
         self._writer = MapWriter(grid, map_of(name))
         self._looking = asyncio.Lock()

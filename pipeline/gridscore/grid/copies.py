@@ -66,11 +66,8 @@ class LiveCopy:
         verify_seconds: float = 5.0,  # pause between two comparisons of its size with the map's
         reload_seconds: float = 600.0,  # age of the last load at which the map is loaded again, whatever the sizes say
     ) -> None:
-        self._grid = grid
-        self.map_name = map_name
-        self._table = table
-        self._max_entries = max_entries
-        self._verify_seconds = verify_seconds
+        self._grid, self.map_name, self._table = grid, map_name, table
+        self._max_entries, self._verify_seconds = max_entries, verify_seconds
         self._reload_seconds = reload_seconds
         self._touched: set[Any] | None = None  # keys changed while loading, by the listener
         self._doubt = asyncio.Event()
@@ -291,8 +288,7 @@ class Fetcher:
     """Looks up the keys of one batch in the grid, for maps too big to copy; keeps nothing between batches."""
 
     def __init__(self, grid: Grid, map_name: str) -> None:
-        self._grid = grid
-        self.map_name = map_name
+        self._grid, self.map_name = grid, map_name
 
     def fetch(self, keys: Iterable[Any]) -> Awaitable[list[tuple[Any, bytes]]]:
         """Entries of the keys that exist, one call a partition."""

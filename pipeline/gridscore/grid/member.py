@@ -46,9 +46,7 @@ class Cluster:
     """
 
     def __init__(self, launch: Launch, folder: Path, state_file: Path | None, made_of: dict[str, Any]) -> None:
-        self._launch = launch
-        self._folder = folder
-        self._state_file = state_file
+        self._launch, self._folder, self._state_file = launch, folder, state_file
         self._made_of = made_of
         self._stop_lock = threading.Lock()
         self._stopped = False

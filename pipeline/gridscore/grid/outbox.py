@@ -51,8 +51,7 @@ class Outbox:
         self._loop = loop
         self._socket = socket.socket(fileno=os.dup(file))
         self._socket.setblocking(False)
-        self._broken = broken
-        self._sent = sent
+        self._broken, self._sent = broken, sent
         self._pieces: deque[_Piece] = deque()
         self._scheduled = False
         self._waiting = False  # for the socket to take more

@@ -78,8 +78,7 @@ class Records:
     """The records of one control map."""
 
     def __init__(self, grid: Grid, map_name: str) -> None:
-        self._grid = grid
-        self.map_name = map_name
+        self._grid, self.map_name = grid, map_name
 
     async def get(self, key: str) -> Record | None:
         """The record of that key, or None. Raises BadRecordError if something else is there."""

@@ -31,8 +31,7 @@ class MapWriter:
     """Writes JSON texts under serialized keys into one map."""
 
     def __init__(self, grid: Grid, map_name: str) -> None:
-        self._grid = grid
-        self.map_name = map_name
+        self._grid, self.map_name = grid, map_name
         self._prefix = wire.put_all_prefix(map_name)
 
     async def prepare(self) -> None:

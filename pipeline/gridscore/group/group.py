@@ -100,12 +100,9 @@ class Group:
         *,
         seconds: float,
     ) -> None:
-        self._grid = grid
-        self.subscription = subscription
-        self._subscriber = subscriber
+        self._grid, self.subscription, self._subscriber = grid, subscription, subscriber
         self._name = subscription.group
-        self._members = members
-        self._stats = stats
+        self._members, self._stats = members, stats
         self._leases = Leases(
             grid,
             subscription.group,

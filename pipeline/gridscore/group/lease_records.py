@@ -198,9 +198,7 @@ class LeaseWriter:
     """
 
     def __init__(self, grid: Grid, name: str, seconds: float, map_name: str = LEASES_MAP) -> None:
-        self._grid = grid
-        self._name = name
-        self._map_name = map_name
+        self._grid, self._name, self._map_name = grid, name, map_name
         self._seconds = seconds * ANSWER
         self._keys: dict[int, bytes] = {}
         self._prefixes: dict[int, Any] = {}

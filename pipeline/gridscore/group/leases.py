@@ -145,9 +145,7 @@ class Leases:
         epochs_by_time: bool = False,  # whether epochs begin with the time, in seconds since 1970, not with 1
         sessions: Sessions | None = None,  # of the process; default: new ones
     ) -> None:
-        self._grid = grid
-        self.job = job
-        self.worker = worker
+        self._grid, self.job, self.worker = grid, job, worker
         self.seconds = seconds
         self.sessions = sessions or Sessions(grid, worker, seconds)
         self.held: dict[int, Lease] = {}

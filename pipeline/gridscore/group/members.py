@@ -130,8 +130,7 @@ class Members:
     format = FORMAT
 
     def __init__(self, grid: Grid, worker: str, map_name: str = WORKERS_MAP, *, seconds: float = LEASE_SECONDS) -> None:
-        self._grid = grid
-        self.map_name = map_name
+        self._grid, self.map_name = grid, map_name
         self._heartbeats = Records(grid, HEARTBEATS_MAP)
         self._holdings = Records(grid, HOLDINGS_MAP)
         self._sights: dict[str, _Sight] = {}
@@ -296,9 +295,7 @@ class Membership:
         value: Callable[[], dict[str, Any]],
         groups: Callable[[], Mapping[str, Part]],
     ) -> None:
-        self._grid = grid
-        self._members = members
-        self._value = value
+        self._grid, self._members, self._value = grid, members, value
         self._groups = groups
         self._now = asyncio.Event()
         self._others = asyncio.Event()

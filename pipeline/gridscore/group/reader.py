@@ -115,8 +115,7 @@ class JournalReader:
     ) -> None:
         self._grid = grid
         self._journal = Journal(grid, map_name)
-        self._regressed = regressed
-        self._look_into = look_into
+        self._regressed, self._look_into = regressed, look_into
         self._before: dict[int, _Before] = {}  # journals that have changed
         self._cursors: dict[int, Cursor] = {}
         self._inbox: deque[Arrival] = deque()

@@ -119,11 +119,8 @@ class Rescanner:
         stats: GroupStats,
         rescan: Callable[[int], Awaitable[None]],
     ) -> None:
-        self._grid = grid
-        self._held = held
-        self._name = name
-        self._stats = stats
-        self._rescan = rescan
+        self._grid, self._held, self._name = grid, held, name
+        self._stats, self._rescan = stats, rescan
 
     async def run(self) -> None:
         """Look for requests until cancelled."""
@@ -180,12 +177,9 @@ class Losses:
         offsets: Offsets,
         fail: Callable[[GridscoreError], None],
     ) -> None:
-        self._grid = grid
-        self._subscription = subscription
+        self._grid, self._subscription = grid, subscription
         self._name = subscription.group
-        self._stats = stats
-        self._leases = leases
-        self._offsets = offsets
+        self._stats, self._leases, self._offsets = stats, leases, offsets
         self._fail = fail
         self._asked_all = float("-inf")
         self._counted: dict[int, int] = {}  # by partition, up to where gaps were counted: one may be met again

@@ -94,9 +94,7 @@ class Sessions:
     """
 
     def __init__(self, grid: Grid, worker: str, seconds: float) -> None:
-        self._grid = grid
-        self.worker = worker
-        self.seconds = seconds
+        self._grid, self.worker, self.seconds = grid, worker, seconds
         self.fence = Fence.of(seconds)
         self._own: dict[str, Session] = {}
         self._current: dict[int, Session] = {}  # by partition

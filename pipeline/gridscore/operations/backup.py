@@ -119,9 +119,7 @@ class Backup:
     """
 
     def __init__(self, grid: Grid, folder: Folder, *, every: float = 0.0, without: Collection[str] = ()) -> None:
-        self._grid = grid
-        self._folder = folder
-        self._every = every
+        self._grid, self._folder, self._every = grid, folder, every
         self._without = frozenset(without)
         if control := [name for name in without if name.startswith("gridscore.")]:
             raise UsageError(f"`{control[0]}` cannot be left out: other maps need it.")

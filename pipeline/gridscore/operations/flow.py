@@ -87,8 +87,7 @@ class FlowObserver:
     """
 
     def __init__(self, grid: Grid, job: str | None = None) -> None:
-        self._grid = grid
-        self._job = job
+        self._grid, self._job = grid, job
         self._observer = Observer(grid, job)
         self._sources, self._sinks = Heartbeats(), Heartbeats()
         self._journals: dict[str, bool] = {}

@@ -53,8 +53,7 @@ class _Outcomes:
     """The labels of a job, and what is wrong with some."""
 
     def __init__(self, grid: Grid, labels: Labels) -> None:
-        self._grid = grid
-        self._labels = labels
+        self._grid, self._labels = grid, labels
         self._by_key: dict[str, bytes] = {}
         self.matched = self.invalid = 0
         self.example = ""

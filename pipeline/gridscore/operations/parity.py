@@ -183,8 +183,7 @@ class _Comparison:
     def __init__(
         self, subject: Subject, record: JobRecord, grid: Grid, found: Parity, leases: Mapping[int, LeaseRecord]
     ) -> None:
-        self._grid = grid
-        self._record = record
+        self._grid, self._record = grid, record
         self._job = job = subject.job
         self._found = found
         self._model = model = subject.sides[0].model

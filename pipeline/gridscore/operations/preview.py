@@ -66,8 +66,7 @@ class Preview:
     def __init__(
         self, job: Job, model: LoadedModel, given: Given, states: Snapshot | HistoryStates | None, revision: int = 1
     ) -> None:
-        self._job = job
-        self._given = given
+        self._job, self._given = job, given
         self._decoder = EventDecoder(job)
         self._rehearsal = Rehearsal(job, model, given, states, revision)
         self._calls = texts_of(job) if job.used_windows else []

@@ -114,9 +114,7 @@ _LATE = _Busy("this process was held up for so long that somebody else may be re
 
 class _Replayer:
     def __init__(self, grid: Grid, job: str, *, force: bool) -> None:
-        self._grid = grid
-        self._job = job
-        self._force = force
+        self._grid, self._job, self._force = grid, job, force
         self._letters = MapWriter(grid, map_of(job))
 
     async def chains(self, ids: Sequence[str]) -> tuple[list[list[str]], list[Replayed]]:

@@ -60,9 +60,7 @@ class Restore:
     """
 
     def __init__(self, grid: Grid, folder: Folder, point: Point) -> None:
-        self._grid = grid
-        self._folder = folder
-        self.point = point
+        self._grid, self._folder, self.point = grid, folder, point
         self._jobs: list[JobRecord] = []
         self._content = self._load()
 

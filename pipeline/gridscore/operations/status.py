@@ -307,8 +307,7 @@ class Observer:
     """Looks at a cluster's jobs and workers repeatedly. `job`: the only job to look at; default: all."""
 
     def __init__(self, grid: Grid, job: str | None = None) -> None:
-        self._grid = grid
-        self._job = job
+        self._grid, self._job = grid, job
         self._heartbeats = Heartbeats()
 
     async def look(self) -> Overview:

@@ -160,8 +160,7 @@ class _Load:
 
     def __init__(self, record: JobRecord, history: Path, *, skip_bad: bool) -> None:
         self._job = record.job
-        self._history = history
-        self._skip_bad = skip_bad
+        self._history, self._skip_bad = history, skip_bad
         self._decoder = EventDecoder(record.job)
         self.windows = Windows(record.job)
         self.states: list[dict[Any, bytes]] = []

@@ -107,9 +107,7 @@ class _Auditor:
     def __init__(
         self, grid: Grid, record: JobRecord, most: int, progress: Callable[[str, int, int], None] | None
     ) -> None:
-        self._grid = grid
-        self._most = most
-        self._record = record
+        self._grid, self._most, self._record = grid, most, record
         self._job: Job = record.job
         self._say = progress or (lambda _what, _done, _total: None)
         self._limit = asyncio.Semaphore(_AT_ONCE)

@@ -63,8 +63,7 @@ class LiveModel:
         self._record = record
         self._job = record.job
         self._release = record.release
-        self._tables = tables
-        self._stats = stats
+        self._tables, self._stats = tables, stats
         self._changed = asyncio.Event()
         self._stop_watching: Any = None
         self._refused: int = 0

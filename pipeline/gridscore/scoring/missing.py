@@ -92,9 +92,7 @@ class MissingResults:
     """Finds the events of a job that have no result, and has them scored."""
 
     def __init__(self, grid: Grid, job: Job, group: Group, stats: JobStats) -> None:
-        self._grid = grid
-        self._job = job
-        self._group = group
+        self._grid, self._job, self._group = grid, job, group
         self._stats = stats
         self._journal = Journal(grid, job.events)
         self._rejected: set[Rejection] = set()

@@ -91,9 +91,7 @@ class WorkerProcesses:
     ) -> None:
         self._command, self._own = list(command), own
         self._children = [_Child(number) for number in range(1, count + 1)]
-        self._show = show
-        self._tell = tell
-        self._delays = delays
+        self._show, self._tell, self._delays = show, tell, delays
         # The processes that ran at some time: the grid has records of ended ones for some seconds.
         self.started: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()

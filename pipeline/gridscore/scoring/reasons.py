@@ -72,11 +72,8 @@ class Reasons:
     def __init__(self, grid: Grid, job: Job, group: Group, stats: JobStats) -> None:
         spec = job.result.reasons
         assert spec is not None  # noqa: S101 -- there is no lane without
-        self._grid = grid
-        self._job = job
-        self._group = group
-        self._stats = stats
-        self._spec = spec
+        self._grid, self._job, self._group = grid, job, group
+        self._stats, self._spec = stats, spec
         self._waiting: deque[_Row] = deque()
         self._some = asyncio.Event()
         self._said = False

@@ -31,9 +31,7 @@ class RecentEvents:
     """Events with what their lookups hold now. Get them from `latest`."""
 
     def __init__(self, job: Job, tables: Mapping[str, LookupTable], events: EventColumns) -> None:
-        self._job = job
-        self._tables = tables
-        self._events = events
+        self._job, self._tables, self._events = job, tables, events
 
     def __len__(self) -> int:
         return len(self._events)

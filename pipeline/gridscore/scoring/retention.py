@@ -90,11 +90,8 @@ class Retention:
         acknowledged: Callable[[int], int | None],
         until: Callable[[int], float],
     ) -> None:
-        self._grid = grid
-        self._job = job
-        self._held = held
-        self._acknowledged = acknowledged
-        self._until = until
+        self._grid, self._job, self._held = grid, job, held
+        self._acknowledged, self._until = acknowledged, until
         self._journal = Journal(grid, job.events)
         self._letters: set[Rejection] = set()
         self._letters_size = 0

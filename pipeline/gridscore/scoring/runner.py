@@ -108,11 +108,8 @@ class JobRunner:
         times: bool = False,  # whether to count how long events took, in `stats.latencies`
     ) -> None:
         job = record.job
-        self._grid = grid
-        self._job = job
-        self._members = members
-        self._joined = joined
-        self._started = started
+        self._grid, self._job, self._members = grid, job, members
+        self._joined, self._started = joined, started
         self.stats = JobStats(latencies=Latencies() if times else None)
         self.has_joined = False
         self.is_scoring = False
@@ -441,8 +438,7 @@ class _Scoring(Subscriber):
     """A job's `Subscriber`: skips events that already have their result."""
 
     def __init__(self, grid: Grid, record: JobRecord, stats: JobStats) -> None:
-        self._grid = grid
-        self._record = record
+        self._grid, self._record = grid, record
         self._has_windows = bool(record.job.used_windows) and not record.job.routes_windows
         self._stats = stats
 

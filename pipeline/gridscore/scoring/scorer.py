@@ -68,11 +68,8 @@ class Scorer:
         self._reasons = reasons
         self._decoder = EventDecoder(job)
         self._encoder = ResultEncoder(job, revision)
-        self._tables = tables
-        self._fetchers = fetchers
-        self._stats = stats
-        self._windows = windows
-        self._requests = requests
+        self._tables, self._fetchers, self._stats = tables, fetchers, stats
+        self._windows, self._requests = windows, requests
         self._answered: Answered | None = None
 
     async def score(self, arrivals: Sequence[Arrival], active: ActiveModel) -> ScoredBatch:

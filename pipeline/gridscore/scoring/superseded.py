@@ -77,9 +77,7 @@ class Superseded:
     """
 
     def __init__(self, grid: Grid, job: Job, held: Callable[[], Collection[int]]) -> None:
-        self._grid = grid
-        self._job = job
-        self._held = held
+        self._grid, self._job, self._held = grid, job, held
 
     async def run(self) -> None:
         """Look until cancelled."""

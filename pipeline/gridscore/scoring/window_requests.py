@@ -123,8 +123,7 @@ class WindowRequests:
     def __init__(self, grid: Grid, job: Job, group: Group, states: WindowStates) -> None:
         self._grid = grid
         self._name = job.name
-        self._group = group
-        self._states = states
+        self._group, self._states = group, states
         self.windows = states.windows
         self._tag = tag_of(states.parts, states.windows)
         self._requests = MapWriter(grid, request_map(job.name))

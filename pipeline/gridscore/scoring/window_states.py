@@ -169,11 +169,8 @@ class WindowStates:
         bounds: Callable[[int], Awaitable[tuple[int, int]]],  # the oldest and newest sequence of a partition's journal
     ) -> None:
         job = record.job
-        self._grid = grid
-        self._job = job
-        self._origin = origin
-        self._is_settled = is_settled
-        self._bounds = bounds
+        self._grid, self._job, self._origin = grid, job, origin
+        self._is_settled, self._bounds = is_settled, bounds
         self.windows = Windows(job)
         self.broken = 0  # states so far that no events can have made, and that began anew
         self.map_name = map_of(job.name)
@@ -437,8 +434,7 @@ class Snapshot(WindowStates):
         origins = {partition: lease.origin for partition, lease in leases.items()}
         journal = Journal(grid, record.job.events)
         super().__init__(grid, record, lambda p: origins.get(p, 0), lambda _partition: False, journal.bounds)
-        self._record = record
-        self._leases = leases
+        self._record, self._leases = record, leases
         self._taken: dict[bytes, bytes] = {}
 
     def begins(self, partition: int, first: int, end: int) -> int:

@@ -31,9 +31,7 @@ class DeliverAgain:
     """Appends what the map has of a partition to what has arrived of it."""
 
     def __init__(self, grid: Grid, map_name: str, group: Group, stats: SinkStats) -> None:
-        self._grid = grid
-        self._map_name = map_name
-        self._group = group
+        self._grid, self._map_name, self._group = grid, map_name, group
         self._stats = stats
         self._journal = Journal(grid, map_name)
         self._delivered: Counter[Cursor] = Counter()

@@ -90,11 +90,9 @@ class SinkRunner:
     ) -> None:
         self._grid = grid
         self._hidden = hidden or Hidden()
-        self.name = name
-        self.kind = kind
+        self.name, self.kind = name, kind
         self.map = settings.results  # the result map
-        self._settings = settings
-        self._make = make
+        self._settings, self._make = settings, make
         self._fence = Fence.of(lease_seconds)
         self.id = new_identity()
         self.stats = SinkStats()
@@ -481,9 +479,7 @@ class _Pauses:
     """Growing pauses between attempts, and what is said of them. `waits_for`: says what an error has us wait for."""
 
     def __init__(self, name: str, stats: SinkStats, hidden: Hidden, waits_for: Callable[[Exception], str]) -> None:
-        self._hidden = hidden
-        self._name = name
-        self._stats = stats
+        self._hidden, self._name, self._stats = hidden, name, stats
         self._waits_for = waits_for
         self._seconds = 0.0
         self._said = ""

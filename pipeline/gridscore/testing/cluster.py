@@ -75,9 +75,7 @@ class StubCluster:
         self.random = random.Random(seed)  # noqa: S311 -- identities of a test
         self.name = "stub"
         self.id = self.new_uuid()
-        self.partitions = partitions
-        self.latency = latency
-        self.loop = loop
+        self.partitions, self.latency, self.loop = partitions, latency, loop
         self.view = 1
         self.names: set[str] = set()
         self.links: list[Link] = []

@@ -35,8 +35,7 @@ class GuardedServer:
     _command: list[str]  # what the guard is to start
 
     def __init__(self, title: str, log_file: Path) -> None:
-        self.log_file = log_file
-        self._title = title
+        self.log_file, self._title = log_file, title
         self._guard: subprocess.Popen[str] | None = None
         self._pid: int | None = None
         self._error = ""

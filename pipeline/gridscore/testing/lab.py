@@ -257,9 +257,7 @@ class _Process:
     worker: Worker
 
     def __init__(self, cluster: StubCluster, loop: VirtualLoop, name: str) -> None:
-        self._cluster = cluster
-        self._name = name
-        self.loop = loop
+        self._cluster, self._name, self.loop = cluster, name, loop
         self._task = loop.create_task(self._run())
 
     async def _run(self) -> None:

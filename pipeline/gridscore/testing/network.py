@@ -42,9 +42,7 @@ class _Pipe:
     def __init__(
         self, loop: asyncio.AbstractEventLoop, deliver: Callable[[bytes], None], latency: Callable[[], float]
     ) -> None:
-        self._loop = loop
-        self._deliver = deliver
-        self._latency = latency
+        self._loop, self._deliver, self._latency = loop, deliver, latency
         self._queue: deque[tuple[float, bytes]] = deque()
         self._due = 0.0
         self._timer: asyncio.Handle | None = None
@@ -108,14 +106,11 @@ class Link(asyncio.Transport):
         hold_seconds: Callable[[], float],
     ) -> None:
         super().__init__()
-        self._cluster = cluster
-        self._loop = loop
-        self._protocol = protocol
+        self._cluster, self._loop, self._protocol = cluster, loop, protocol
         self._hold_seconds = hold_seconds
         self._patience: asyncio.TimerHandle | None = None
         self._dead = False
-        self.client = client
-        self.member = member
+        self.client, self.member = client, member
         self.alive = True
         members_loop = cluster.loop or loop
         self._up = _Pipe(members_loop, self._received, cluster.latency)
@@ -226,9 +221,7 @@ class _StubLoop:
     """The client's event loop, with connections to the stub cluster in place of sockets."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, cluster: StubCluster, reactor: StubReactor) -> None:
-        self._loop = loop
-        self._cluster = cluster
-        self._reactor = reactor
+        self._loop, self._cluster, self._reactor = loop, cluster, reactor
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)

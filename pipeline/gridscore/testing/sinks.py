@@ -76,8 +76,7 @@ class ListSink:
         self._received = received
         self._held = received.held.setdefault(name, {})
         self._positions = dict(positions or {})
-        self.max_results = max_results
-        self.linger = linger
+        self.max_results, self.linger = max_results, linger
         self.identity = ""
 
     async def open(self) -> None:

@@ -67,8 +67,7 @@ class Script:
         self, items: Iterable[Item], *, size: int = 1, acknowledging: Callable[[Batch], Awaitable[None]] | None = None
     ) -> None:
         self.items = list(items)
-        self.size = size
-        self.acknowledging = acknowledging
+        self.size, self.acknowledging = size, acknowledging
         self.acknowledged = 0
         self.positions: list[int] = []
         self.opened = self.closed = 0

@@ -94,8 +94,7 @@ class Partition:
     """One partition of one map. `ring`: its journal, if the map has one; `changed`: called after every change."""
 
     def __init__(self, ring: Ring | None, changed: Callable[[Change], None]) -> None:
-        self.ring = ring
-        self._changed = changed
+        self.ring, self._changed = ring, changed
         self._entries: dict[bytes, _Entry] = {}
         self._slots = 0
 

@@ -72,8 +72,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         super().__init__()
         self._clock = clock
         self._selector = _NoSelector(clock)
-        self.name = name
-        self.skew = skew
+        self.name, self.skew = name, skew
         self.paused = False
         self.ended = False
 

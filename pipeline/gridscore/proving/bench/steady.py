@@ -37,11 +37,8 @@ class SteadyLoad:
     """
 
     def __init__(self, grid: Grid, job: Job, texts: Sequence[bytes], rate: float, check: Callable[[], None]) -> None:
-        self._grid = grid
-        self._job = job
-        self._texts = texts
-        self._rate = rate
-        self._check = check
+        self._grid, self._job, self._texts = grid, job, texts
+        self._rate, self._check = rate, check
         self._prefix = f"load{next(_numbers)}-"
         self._put = 0
         self._seen: list[tuple[float, str]] = []

@@ -105,9 +105,7 @@ def run_demo(
 
 class _Story:
     def __init__(self, options: DemoOptions, console: Console, stack: ExitStack) -> None:
-        self._options = options
-        self._console = console
-        self._stack = stack
+        self._options, self._console, self._stack = options, console, stack
         self._cluster: Cluster | None = None
         self._worker: LeashedProcess | None = None
 

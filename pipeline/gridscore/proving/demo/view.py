@@ -75,9 +75,7 @@ class LiveView:
     """
 
     def __init__(self, console: Console, replay: Replay, title: str, decisions: tuple[str, ...]) -> None:
-        self._console = console
-        self._replay = replay
-        self._title = title
+        self._console, self._replay, self._title = console, replay, title
         self._decisions = decisions
         self._moments: deque[_Moment] = deque()
 

@@ -212,8 +212,7 @@ def check(evidence: Evidence, expected: Mapping[int, float], lease: float = 5.0)
 
 class _Check:
     def __init__(self, evidence: Evidence, expected: Mapping[int, float], lease: float) -> None:
-        self._evidence = evidence
-        self._expected = expected
+        self._evidence, self._expected = evidence, expected
         self._most = round((lease + TAKEOVER_SECONDS + SEEN_SECONDS) * 1000)
         self._keys = {each.number: each.key for each in evidence.ledger}
         self._newest: dict[str, int] = {}
@@ -422,8 +421,7 @@ class _Causes:
     """Finds for each event that was written twice whose fault it was."""
 
     def __init__(self, evidence: Evidence, aftermath: int) -> None:
-        self._evidence = evidence
-        self._aftermath = aftermath
+        self._evidence, self._aftermath = evidence, aftermath
         self._owners: dict[tuple[int, int], int] = {}
         self._marks: dict[int, list[Mark]] = defaultdict(list)
         for mark in evidence.marks:

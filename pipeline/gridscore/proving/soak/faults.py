@@ -55,8 +55,7 @@ class WorkerSlot:
     """
 
     def __init__(self, index: int, network: Network, arguments: Sequence[str], folder: Path) -> None:
-        self.index = index
-        self.network = network
+        self.index, self.network = index, network
         self.busy = asyncio.Lock()
         self._arguments = list(arguments)
         self._folder = folder
@@ -164,13 +163,10 @@ class Faults:
         folder: Path,  # where the note goes
         tell: Callable[[str], None],  # called with a line when something begins or ends
     ) -> None:
-        self._slots = slots
-        self._cluster = cluster
-        self._backbone = backbone
+        self._slots, self._cluster, self._backbone = slots, cluster, backbone
         self._grid = grid
         self._notes = LineFile(folder / INCIDENTS)
-        self._tell = tell
-        self._job = job
+        self._tell, self._job = tell, job
         self._member = asyncio.Lock()
         self._members = len(grid.members)
         self._watching: asyncio.Task[None] | None = None

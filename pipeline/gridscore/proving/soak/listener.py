@@ -35,8 +35,7 @@ class Listener:
     """Writes down every result that it is told of."""
 
     def __init__(self, grid: Grid, map_name: str, folder: Path) -> None:
-        self._grid = grid
-        self._map_name = map_name
+        self._grid, self._map_name = grid, map_name
         self._file = LineFile(folder / NOTICES)
 
     async def open(self) -> None:

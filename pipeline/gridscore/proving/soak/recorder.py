@@ -46,8 +46,7 @@ class Recorder:
     """
 
     def __init__(self, grid: Grid, job: str, folder: Path) -> None:
-        self._grid = grid
-        self._job = job
+        self._grid, self._job = grid, job
         self._map_name = f"results.{job}"
         self._folder = folder
         self._reader = Journal(grid, self._map_name)

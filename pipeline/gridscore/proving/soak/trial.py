@@ -111,8 +111,7 @@ async def run_soak(options: SoakOptions, watch: Callable[[Status, str | None], N
 
 class _Trial:
     def __init__(self, options: SoakOptions, watch: Callable[[Status, str | None], None]) -> None:
-        self._options = options
-        self._watch = watch
+        self._options, self._watch = options, watch
         self._status = Status(events=options.events)
         self._name = f"soak-{secrets.token_hex(4)}"
         self._job = soak_job(self._name)

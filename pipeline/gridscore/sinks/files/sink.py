@@ -56,9 +56,7 @@ class FilesSink:
     """
 
     def __init__(self, grid: Grid, name: str, settings: FilesSinkSettings) -> None:
-        self._grid = grid
-        self._name = name
-        self._settings = settings
+        self._grid, self._name, self._settings = grid, name, settings
         self._folder = Path(settings.folder)
         self._types: dict[str, str] = {}
         self.identity = ""

@@ -70,9 +70,7 @@ class KafkaSink:
     """
 
     def __init__(self, grid: Grid, name: str, settings: KafkaSinkSettings) -> None:
-        self._grid = grid
-        self._name = name
-        self._settings = settings
+        self._grid, self._name, self._settings = grid, name, settings
         self._topic = settings.topic
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-sink")
         self._complaints = Complaints(self._topic)

@@ -81,9 +81,7 @@ class Transactions:
         self._common = dict(common)
         self._topic = topic
         self._positions_topic = f"{topic}.positions"
-        self._name = name
-        self._identity = identity
-        self._in_thread = in_thread
+        self._name, self._identity, self._in_thread = name, identity, in_thread
         self._unclear: tuple[str, set[Any]] | None = None
         self._done: set[Any] = set()
         self._attempts = 0

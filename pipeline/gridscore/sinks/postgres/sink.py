@@ -56,9 +56,7 @@ class PostgresSink:
 
     def __init__(self, grid: Grid, name: str, settings: PostgresSinkSettings) -> None:
         self.max_results = settings.batch
-        self._grid = grid
-        self._name = name
-        self._settings = settings
+        self._grid, self._name, self._settings = grid, name, settings
         self._records = Records(grid, ERAS_MAP)
         self._place = place_of(settings.database)
         self._table = ResultTable(settings, self._place)

@@ -41,8 +41,7 @@ class ResultTable:
     """The table that a sink keeps. `place`: of the database, for messages."""
 
     def __init__(self, settings: PostgresSinkSettings, place: str) -> None:
-        self._settings = settings
-        self._place = place
+        self._settings, self._place = settings, place
         self._name = quoted(settings.table)
 
     async def prepare(self, connection: psycopg.AsyncConnection[Any]) -> None:

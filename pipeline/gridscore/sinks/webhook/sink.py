@@ -70,8 +70,7 @@ class _LaterError(Exception):
 
     def __init__(self, what: str, seconds: float | None = None, hint: str = "") -> None:
         super().__init__(what)
-        self.seconds = seconds
-        self.hint = hint
+        self.seconds, self.hint = seconds, hint
 
 
 class _NeverError(Exception):
@@ -148,8 +147,7 @@ class WebhookSink:
     """Posts results to one address; a delivery has about as many as the hook takes in a second."""
 
     def __init__(self, grid: Grid, name: str, settings: WebhookSinkSettings) -> None:  # noqa: ARG002 -- as all sinks
-        self._name = name
-        self._settings = settings
+        self._name, self._settings = name, settings
         self._map_json = _json(settings.results)
         self._timeout = seconds_of(settings.timeout)
         self._deadline = seconds_of(settings.deadline)
