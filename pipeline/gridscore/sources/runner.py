@@ -40,6 +40,7 @@ from gridscore.job.plugs.patience import Patience
 from gridscore.job.types import seconds_of
 from gridscore.log_records import about
 from gridscore.sources.base import KINDS, Poison, PushedSource, SourceInterruptedError
+from gridscore.sources.stamp import Stamp
 from gridscore.sources.status import FAILED, Publisher, SourceStats
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class SourceRunner:
         max_wait: float | None = None,  # seconds that events may wait for room; default: for ever
         limits: Limits = DEFAULT_LIMITS,  # of its dead letters
         max_rejected: int = 90,  # how many percent of the latest records may be poison
+        stamp: Stamp | None = None,  # stamps events
         hidden: Hidden | None = None,  # what errors must not show
         has_end: bool = False,  # whether it ends by itself
     ) -> None:
@@ -105,6 +107,7 @@ class SourceRunner:
         self._waiting: dict[str, Waiting] = {}
         self._letters = LetterWriter(grid, name, limits)
         self._max_rejected = max_rejected
+        self._stamp = stamp
         self._recent: deque[tuple[int, int]] = deque()  # events and poison of each batch
         self._paused = ""
         self._going = asyncio.Event()
@@ -309,7 +312,8 @@ class SourceRunner:
 
     async def _begin(self, batch: Batch, under_way: set[Receipt]) -> _UnderWay:
         to = batch.map_name or self._to
-        taken, keyless = await self._take(batch.entries, to)
+        entries = batch.entries if self._stamp is None else self._stamp.on(batch.entries)
+        taken, keyless = await self._take(entries, to)
         under_way.add(taken)
         poison = [*batch.poison, *keyless]
         letters = await self._begin_burial(poison, to) if poison else None
@@ -551,6 +555,7 @@ def runner_of(
         max_wait=seconds_of(filled.max_wait) if filled.max_wait is not None else None,
         limits=Limits(filled.max_dead_letters, filled.max_dead_letter_bytes),
         max_rejected=filled.max_rejected,
+        stamp=Stamp(filled.stamp) if filled.stamp is not None else None,
         hidden=hidden,
         has_end=filled.has_end,
     )

@@ -15,6 +15,7 @@ from gridscore.job.types import (
     MapName,
     MaxDeadLetterBytes,
     MaxDeadLetters,
+    Name,
     Strict,
 )
 
@@ -52,6 +53,10 @@ class SourceSettings(Strict):
     )
     max_wait: Duration | None = Field(
         default=None, description="How long events may wait for a job that does not score; for ever if not given."
+    )
+    stamp: Name | None = Field(
+        default=None,
+        description="Field that each event gets: when the source has read it, in milliseconds since 1970.",
     )
 
     max_dead_letters: MaxDeadLetters = Field(
