@@ -1,5 +1,6 @@
 """What commands say of windows, and of a job that is not in the state that was asked for."""
 
+import json
 from contextlib import asynccontextmanager
 
 import pytest
@@ -7,7 +8,7 @@ from test_stub_grid import booster
 from typer.testing import CliRunner
 
 from gridscore.cli import _commands, options
-from gridscore.errors import JobError, UsageError
+from gridscore.errors import JobError, TableError, UsageError
 from gridscore.job import JobState, parse_job
 from gridscore.testing import StubCluster
 
@@ -88,3 +89,35 @@ def test_a_day_without_a_time_is_answered_with_what_can_be_written(command):
     refused = command(JobState.WAITING, "state", "load", "payments", "history.jsonl", "--until", "2026-01-31").exception
     assert isinstance(refused, UsageError)
     assert refused.hint.startswith("Write 2026-01-31T00:00:00Z ")
+
+
+def test_submit_with_a_history_fills_the_windows_and_lets_the_job_score(command):
+    done = command(None, "submit", "job.yaml", "--history", "history.jsonl")
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.stdout.split())
+    assert "Job payments submitted: WAITING, revision 1. 2 states (2 new) are in the grid, of 2 rows" in said
+    assert said.endswith("Workers pick it up within a second: `gridscore jobs`.")
+    value = json.loads(command(JobState.SUSPENDED, "submit", "job.yaml", "--history", "history.jsonl", "--json").stdout)
+    assert (value["state"], value["changed"], value["loaded"]["written"]) == ("SUSPENDED", False, 2)  # as it was
+    value = json.loads(command(JobState.WAITING, "submit", "job.yaml", "--history", "history.jsonl", "--json").stdout)
+    assert (value["state"], value["loaded"]["states"]) == ("WAITING", 2)
+
+
+def test_a_job_whose_history_cannot_be_used_stays_suspended_and_the_way_on_is_told(command, tmp_path):
+    (tmp_path / "history.jsonl").write_text('{"card": "x"}\n')
+    done = command(None, "submit", "job.yaml", "--history", "history.jsonl")
+    assert isinstance(done.exception, TableError)
+    assert f"suspended, its windows not filled. Once that is mended: {LOAD}" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--until", "2026-01-31T00:00:00Z"), "--until says how far a history counts."),
+        (("--history", "nothing.csv"), "`nothing.csv` is not a file."),
+    ],
+)
+def test_options_of_a_history_that_say_nothing_are_refused(command, words, said):
+    refused = command(None, "submit", "job.yaml", *words).exception
+    assert isinstance(refused, UsageError)
+    assert refused.message == said

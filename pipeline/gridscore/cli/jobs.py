@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path  # noqa: TC003 -- typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,12 +10,16 @@ import typer
 
 from gridscore.cli.options import AllowChanged, App, Connection, JobName, Json, Override, Why, ask, run_on
 from gridscore.cli.output import console, one_line, print_json, print_table, print_warnings, safe
+from gridscore.cli.state import fill, moment_of, told_of
+from gridscore.errors import GridscoreError, UsageError
 
 if TYPE_CHECKING:
+    from gridscore.client import Client
     from gridscore.grid import Grid
     from gridscore.job import JobRecord, Jobs
     from gridscore.operations.flow import Flow
     from gridscore.operations.status import JobStatus
+    from gridscore.operations.window_load import Loaded
 
 
 def submit(
@@ -33,6 +38,17 @@ def submit(
     suspended: Annotated[
         bool, typer.Option("--suspended", help="Score nothing before `resume`, as for `gridscore state load`.")
     ] = False,
+    history: Annotated[
+        Path | None,
+        typer.Option(
+            "--history",
+            metavar="FILE",
+            help="Fill the windows from a history before it scores, as `gridscore state load` does.",
+        ),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="TIME", help="Of --history, the events before that moment.")
+    ] = None,
     why: Why = "",
     override: Override = "",
     connection: Connection,
@@ -52,8 +68,13 @@ def submit(
     from gridscore.scoring.window_states import how_to_fill
 
     job = load_job(file)
+    if until is not None and history is None:
+        raise UsageError("--until says how far a history counts.", "Name it with --history FILE.")
+    if history is not None and not (job.used_windows and history.is_file()):
+        raise UsageError(f"`{history}` is not a file." if job.used_windows else f"The job `{job.name}` has no windows.")
+    moment = None if until is None else moment_of(until)
 
-    async def main(grid: Grid) -> tuple[JobRecord | None, JobRecord, int, list[str]]:
+    async def main(grid: Grid) -> tuple[JobRecord | None, JobRecord, int, list[str], Loaded | None]:
         client = Client(grid)
         before = await _find(client.jobs, job.name)
         record = await client.submit(
@@ -65,28 +86,51 @@ def submit(
             prepare=prepare,
             why=why,
             override=override,
-            suspended=suspended,
+            suspended=suspended or history is not None,
         )
+        loaded = None
+        if history is not None:
+            stays = suspended or (before is not None and before.state is JobState.SUSPENDED)
+            record, loaded = await _filled(client, record, history, moment, stays=stays)
         found = await client.version_of(job, record.release)
         told = [*await warnings(grid, job), *fit_warnings({job.name: record.job}, found)]
-        return before, record, found.version, told
+        return before, record, found.version, told, loaded
 
-    before, record, number, told = run_on(connection, main)
+    before, record, number, told, loaded = run_on(connection, main)
     print_warnings(told)
     is_suspended = record.state is JobState.SUSPENDED
+    filled = "" if loaded is None else f"\n{told_of(loaded, until)}"
     if before is not None and before.revision == record.revision:
         live = f" Version {number} of the model {safe(job.model.name)} is live." if model or version else ""
         if suspended and not is_suspended:
             live += f"\nIt goes on: `gridscore suspend {safe(record.name)}` suspends it."
-        _report(record, "is submitted already, unchanged", as_json=as_json, changed=False, version=number, more=live)
+        more = live + filled + (when_it_scores(record, "It goes on.") if filled else "")
+        _report(record, "is submitted already, unchanged", loaded, as_json=as_json, version=number, more=more)
     else:
         more = f" with version {number} of the model {safe(job.model.name)}" if record.release else ""
         more = when_it_scores(record, f"Workers pick it up{more} within a second: `gridscore jobs`.")
-        if record.job.used_windows and (before is None or before.state in OVER):
+        if loaded is None and record.job.used_windows and (before is None or before.state in OVER):
             more += f"\nIts windows begin empty. {safe(how_to_fill(record.name, is_suspended=is_suspended))}"
         if record.previous is not None:
             more += f"\nUndo it: `gridscore rollback {safe(record.name)}`."
-        _report(record, "submitted", as_json=as_json, changed=True, version=number, more=more)
+        _report(record, "submitted", loaded, as_json=as_json, changed=True, version=number, more=filled + more)
+
+
+async def _filled(
+    client: Client, record: JobRecord, history: Path, until: float | None, *, stays: bool
+) -> tuple[JobRecord, Loaded]:
+    """Fill the windows of a job that was submitted, and let it score, unless it `stays` suspended."""
+    from gridscore.job import JobState
+
+    if record.state is not JobState.SUSPENDED:
+        record = await client.jobs.suspend(record.name)
+    try:
+        loaded = await fill(client.grid, record, history, until)
+    except GridscoreError:
+        way = f"`gridscore state load {record.name} HISTORY`, `gridscore resume {record.name}`"
+        print_warnings([f"The job is submitted, and suspended, its windows not filled. Once that is mended: {way}."])
+        raise
+    return record if stays else await client.jobs.resume(record.name), loaded
 
 
 def rollback(name: JobName, *, why: Why = "", connection: Connection, as_json: Json = False) -> None:
@@ -339,10 +383,19 @@ async def _find(jobs: Jobs, name: str) -> JobRecord | None:
 
 
 def _report(
-    record: JobRecord, done: str, *, as_json: bool, changed: bool, version: int | None = None, more: str = ""
+    record: JobRecord,
+    done: str,
+    loaded: Loaded | None = None,
+    *,
+    as_json: bool,
+    changed: bool = False,
+    version: int | None = None,
+    more: str = "",
 ) -> None:
     if as_json:
-        value = {"name": record.name, "state": record.state.value, "revision": record.revision, "changed": changed}
+        value: dict[str, Any] = {"name": record.name, "state": record.state.value, "revision": record.revision}
+        value["changed"] = changed
+        value |= {} if loaded is None else {"loaded": dataclasses.asdict(loaded)}
         print_json(value if version is None else {**value, "version": version})
         return
     console.print(f"Job [bold]{safe(record.name)}[/] {done}: {record.state.value}, revision {record.revision}.{more}")

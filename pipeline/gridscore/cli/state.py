@@ -16,6 +16,7 @@ from gridscore.texts import count_text
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
+    from gridscore.job import JobRecord
     from gridscore.operations.window_load import Loaded
     from gridscore.operations.window_state import EntityState
 
@@ -92,29 +93,32 @@ def load(
     Example: [bold]gridscore state load card-fraud payments.parquet --until 2026-01-31T00:00:00Z[/]
     """
     from gridscore.job import Jobs
-    from gridscore.operations.window_load import load_states
 
-    moment = None if until is None else _seconds(until)
+    moment = None if until is None else moment_of(until)
 
     async def main(grid: Grid) -> Loaded:
-        with counted("reading", "adding") as told:
-            return await load_states(
-                grid,
-                await Jobs(grid).get(job),
-                history,
-                until=moment,
-                skip_bad=skip_bad,
-                dry_run=dry_run,
-                on_progress=told,
-            )
+        return await fill(grid, await Jobs(grid).get(job), history, moment, skip_bad=skip_bad, dry_run=dry_run)
 
     found = run_on(connection, main)
     if as_json:
         print_json({"job": job, "history": str(history), "dry_run": dry_run, **dataclasses.asdict(found)})
         return
+    console.print(f"[bold]{safe(job)}[/]: {told_of(found, until, dry_run=dry_run)}", highlight=False, soft_wrap=True)
+
+
+async def fill(grid: Grid, record: JobRecord, history: Path, until: float | None, **options: bool) -> Loaded:
+    """Fill the windows of a job, with a bar."""
+    from gridscore.operations.window_load import load_states
+
+    with counted("reading", "adding") as told:
+        return await load_states(grid, record, history, until=until, on_progress=told, **options)
+
+
+def told_of(found: Loaded, until: str | None, *, dry_run: bool = False) -> str:
+    """What was loaded, for people."""
     done = "would be" if dry_run else f"({found.written:,} new) are"
     more = [
-        f"{count_text(count, one)} {what}"
+        f"{count_text(count, one)} {what}."
         for count, one, what in (
             (found.after, "later row", "left to the journal"),
             (found.skipped, "bad row", "left out"),
@@ -123,20 +127,16 @@ def load(
         )
         if count
     ]
-    console.print(
-        f"[bold]{safe(job)}[/]: {found.states:,} states {done} in the grid, of {found.rows:,} rows up to "
-        f"{_moment(found.newest)}. Events {'up to then' if until is None else f'before {until}'} count by it alone.",
-        *(f"{each}." for each in more),
-        highlight=False,
-        soft_wrap=True,
-    )
+    text = f"{found.states:,} states {done} in the grid, of {found.rows:,} rows up to {_moment(found.newest)}."
+    return " ".join([text, f"Events {'up to then' if until is None else f'before {until}'} count by it alone.", *more])
 
 
 def _moment(seconds: float) -> str:
     return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="milliseconds")
 
 
-def _seconds(text: str) -> float:
+def moment_of(text: str) -> float:
+    """What --until says, in seconds since 1970."""
     try:
         moment = dt.datetime.fromisoformat(text)
     except ValueError:

@@ -57,6 +57,8 @@ _CHUNK = 8_192
 _AT_ONCE = 256  # states that are written at once
 _SHARES = 1 << 16  # parts that all entities can be divided into
 _ENTRY_BYTES = 250
+_FINISH_SECONDS, _LOOK_SECONDS = 15.0, 0.2
+"""How long workers of a job that was suspended have to finish, and the pause between two looks."""
 
 
 @dataclass(slots=True)
@@ -147,8 +149,11 @@ async def _require_still(grid: Grid, record: JobRecord, leases: Sequence[LeaseRe
         )
     if owned := [lease.lease for lease in leases if lease.owner]:
         await asyncio.sleep(max(owned) / 1_000)
-    if record.state == JobState.SUSPENDED and (await Observer(grid, name).look()).jobs[0].workers:
-        raise JobError(f"A worker is still finishing its writes for the job `{name}`.", "Try again in a second.")
+    observer, deadline = Observer(grid, name), grid.clock() + _FINISH_SECONDS
+    while record.state == JobState.SUSPENDED and (await observer.look()).jobs[0].workers:
+        if grid.clock() > deadline:
+            raise JobError(f"A worker is still finishing its writes for the job `{name}`.", "Try again in a second.")
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 def _way(name: str) -> str:
