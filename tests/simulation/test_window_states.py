@@ -631,6 +631,17 @@ def test_states_go_with_retention_once_no_window_sees_their_events(retaining):
     assert set(retaining.states()) == {_data(stays)}
 
 
+def test_a_stream_that_goes_quiet_has_its_last_result_at_once_and_loses_what_is_old(retaining):
+    retaining.advance(5.0)
+    before = len(retaining.scores)
+    retaining.pay(1)
+    retaining.advance(1.0)
+    assert len(retaining.scores) == before + 1  # no event comes after it, and none is waited for
+    retaining.advance(300.0)
+    left = [retaining.cluster.partition(name, p) for name in ("events.sim", "windows.sim") for p in range(PARTITIONS)]
+    assert not sum(len(list(entries)) for entries in left)
+
+
 def test_states_stay_while_events_wait_that_they_are_for(retaining):
     retaining.advance(5.0)
     faults = retaining.cluster.faults

@@ -319,6 +319,25 @@ def test_a_late_event_is_scored_and_counted_and_changes_nothing():
 
 
 @pytest.mark.usefixtures("kernel")
+def test_a_job_that_wants_late_events_hears_by_how_much_each_is_behind_in_which_window():
+    asked = {"count": FEATURES["count"], "other": FEATURES["other"]}
+    plain, stream = Stream(job_of(asked)), Stream(job_of(asked, late="late.j"))
+    events = [
+        event(1.7e9 + at, merchant=shop) for at, shop in ((0, "m"), (400, "m"), (50, "new"), (99, "m"), (100, "m"))
+    ]
+    assert stream.add(events) == plain.add(events)
+    assert stream.states == plain.states  # so an update may add `late`, or drop it
+    columns = stream.decoder.decode_all([json.dumps(each).encode() for each in events])
+    told, after = stream.windows.apply(columns, stream.windows.inputs(columns), [{}, {}], list(range(5)))
+    late = [stream.windows.late_in(number, told).tolist() for number in range(2)]
+    np.testing.assert_array_equal(late, [[np.nan, np.nan, 350, 301, np.nan], [np.nan, np.nan, np.nan, 301, np.nan]])
+    # Read again, an event that its state has is not late anew, whatever came since.
+    told, _ = stream.windows.apply(columns, stream.windows.inputs(columns), after, list(range(5)))
+    assert np.isnan([stream.windows.late_in(number, told) for number in range(2)]).all()
+    assert plain.windows.late == 3
+
+
+@pytest.mark.usefixtures("kernel")
 def test_an_event_within_the_lateness_sees_what_is_not_newer():
     stream = Stream(job_of({"count": FEATURES["count"], "last": FEATURES["last"]}))
     stream.add([event(1_700_000_000.0 + at, at) for at in (0, 100, 200)])
@@ -511,7 +530,7 @@ def test_both_kernels_give_the_same_bits():
     for a, b in pairwise(range(0, 4_000, 3)):  # some out of order
         if draw.random() < 0.2:
             events[a], events[b] = events[b], events[a]
-    streams = [Stream(job_of()), Stream(job_of())]
+    streams = [Stream(job_of(late="late.j")), Stream(job_of(late="late.j"))]
     found = []
     for stream, run in zip(streams, (window_kernel.run, fast.run), strict=True):
         with pytest.MonkeyPatch.context() as patch:
@@ -519,7 +538,7 @@ def test_both_kernels_give_the_same_bits():
             found.append([stream.add(events[a : a + 50]) for a in range(0, 4_000, 50)])
     assert found[0] == found[1]
     assert streams[0].states == streams[1].states
-    assert streams[0].windows.late == streams[1].windows.late
+    assert streams[0].windows.late == streams[1].windows.late > 0
 
 
 # ---------------------------------------------------------------------- the job file

@@ -380,7 +380,10 @@ def _job_columns(scene: Scene) -> list[Column]:
         Column("RESCUED", lambda s: compact(s.totals["rescued"]), keep=20),
         Column("EVENTS", lambda s: compact(s.totals["events"]), 7, keep=10),
     ]
-    if scene.flow is not None and any(status.record.job.drift is not None for status in scene.flow.overview.jobs):
+    jobs = [] if scene.flow is None else [status.record.job for status in scene.flow.overview.jobs]
+    if any(job.windows for job in jobs):
+        columns.append(Column("LATE", lambda s: _warn(s.totals["late"]), 4, keep=61))
+    if any(job.drift is not None for job in jobs):
         columns.append(Column("DRIFT", _drift, 5, keep=60))
     return [replace(column, value=_of_absent(column.title, column.value)) for column in columns]
 

@@ -140,7 +140,9 @@ def _job_lines(status: JobStatus) -> Iterable[str]:
     yield f"{totals['rate']:,.0f} events/s, lag {lag}, p99 {p99}, last commit {commit}"
     yield ", ".join(f"{totals[key]:,.0f} {name}" for key, name in _COUNTS.items())
     if record.job.windows:
-        yield f"{totals['late']:,.0f} late for windows, {totals['broken_states']:,.0f} states of windows begun anew"
+        where = f" (in `{record.job.late}`)" if record.job.late is not None else ""
+        begun = f"{totals['broken_states']:,.0f} states of windows begun anew"
+        yield f"{totals['late']:,.0f} late for windows{where}, {begun}"
     if record.job.result.reasons is not None:
         yield f"{totals['explained']:,.0f} results with reasons, {totals['unexplained']:,.0f} without for lack of time"
     if lacking := [f"{kind} {shares_text(shares)}" for kind, shares in _lacking(status)]:

@@ -157,16 +157,17 @@ static void close_oldest(Kept *kept)
     }
 }
 
-static void apply(Entity *entity, Kept *series, int count, double lateness, int64_t sequence, double time,
-                  const double *columns, Py_ssize_t step)
+/* Whether the event is late. */
+static int apply(Entity *entity, Kept *series, int count, double lateness, int64_t sequence, double time,
+                 const double *columns, Py_ssize_t step)
 {
     if ((sequence >= 0 && sequence <= entity->sequence) || sequence == LOOK || time < entity->until)
-        return;
+        return 0;
     if (sequence > entity->sequence)
         entity->sequence = sequence;
     if (time < entity->floor) {
         entity->late += entity->late < UINT32_MAX;
-        return;
+        return 1;
     }
     for (int i = 0; i < count; i++) {
         double value = columns[series[i].column * step];
@@ -191,6 +192,7 @@ static void apply(Entity *entity, Kept *series, int count, double lateness, int6
         if (kept->kind == SPAN || kept->kind == VALUES)
             expire(kept, entity->floor);
     }
+    return 0;
 }
 
 /* Values that were counted: a table with open addressing, at most about half full. A slot is taken if it has the mark of
@@ -417,9 +419,9 @@ static PyObject *run_checked(Py_buffer *spec, Py_buffer *asked, double lateness,
 {
     Py_ssize_t rows = times->len / 8, known = PyList_GET_SIZE(states);
     int count = (int)(spec->len / 40), calls = (int)(asked->len / 32);
-    Py_ssize_t widths = rows ? columns->len / 8 / rows : 0;
+    Py_ssize_t widths = rows ? columns->len / 8 / rows : 0, outs = rows ? out->len / 8 / rows : calls;
     if (entities->len != rows * 8 || sequences->len != rows * 8 || columns->len != widths * rows * 8 ||
-        out->len != (Py_ssize_t)calls * rows * 8)
+        out->len != outs * rows * 8 || (outs != calls && outs != calls + 1))
         return PyErr_Format(PyExc_ValueError, "columns of other lengths");
     PyObject *result = NULL, *changed = PyList_New(known);
     Kept *series = calloc((size_t)count + 1, sizeof(Kept));
@@ -475,14 +477,16 @@ static PyObject *run_checked(Py_buffer *spec, Py_buffer *asked, double lateness,
             PyErr_SetString(PyExc_ValueError, wrong);
             goto done;
         }
-        uint32_t late_before = entity.late;
         for (Py_ssize_t row = first[i]; row >= 0; row = next[row]) {
             for (int j = 0; j < calls; j++)
                 to[j * rows + row] =
                     ask(&entity, series + call[j].series, call + j, time[row], values[call[j].column * rows + row], seen);
-            apply(&entity, series, count, lateness, sequence[row], time[row], values + row, rows);
+            if (apply(&entity, series, count, lateness, sequence[row], time[row], values + row, rows)) {
+                late++;
+                if (outs > calls)
+                    to[calls * rows + row] = entity.newest - time[row];
+            }
         }
-        late += entity.late - late_before;
         PyObject *after = encode(&entity, series, count);
         if (!after)
             goto done;

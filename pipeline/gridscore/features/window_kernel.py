@@ -292,14 +292,14 @@ class _Entity:
                 parts.append(_VALUE.pack(each.sum) if each.events == 1 else _MANY.pack(*each[2:]))
         return b"".join(parts)
 
-    def apply(self, lateness: float, sequence: int, time: float, values: Sequence[float]) -> None:
-        """Add an event, unless it was added before, or only looks."""
+    def apply(self, lateness: float, sequence: int, time: float, values: Sequence[float]) -> bool:
+        """Add an event, unless it was added before, or only looks; returns whether it is late."""
         if 0 <= sequence <= self.sequence or sequence == LOOK or time < self.until:
-            return
+            return False
         self.sequence = max(self.sequence, sequence)
         if time < self.floor:
             self.late = min(self.late + 1, _MOST)
-            return
+            return True
         for kept in self.series:
             value = values[kept.column]
             if kept.takes(value):
@@ -315,6 +315,7 @@ class _Entity:
                 kept.close()
             if kept.kind in (Kind.SPAN, Kind.VALUES):
                 kept.expire(self.floor)
+        return False
 
     def ask(self, call: Sequence[float], time: float, values: Sequence[float]) -> float:
         """What an event of that time sees."""
@@ -421,11 +422,12 @@ def run(
 ) -> tuple[list[bytes], int]:
     """Let events ask their entity's windows, then add them, one after the other.
 
+    In `out`, a row more than calls gets how many seconds a late event is older than the newest one of its entity.
     Returns: the states afterwards, and how many events were late. Raises ValueError if a state is not one of these
     series.
     """
     kept = [_Entity(series.tolist(), state) for state in states]
-    asked, late = calls.tolist(), sum(entity.late for entity in kept)
+    asked, late = calls.tolist(), 0
     rows = zip(entities.tolist(), sequences.tolist(), times.tolist(), columns.T.tolist(), strict=True)
     for row, (number, sequence, time, values) in enumerate(rows):
         if number < 0:
@@ -433,5 +435,7 @@ def run(
         entity = kept[number]
         for each, call in enumerate(asked):
             out[each, row] = entity.ask(call, time, values)
-        entity.apply(lateness, sequence, time, values)
-    return [entity.encode() for entity in kept], sum(entity.late for entity in kept) - late
+        if entity.apply(lateness, sequence, time, values):
+            late += 1
+            out[len(asked) :, row] = entity.newest - time
+    return [entity.encode() for entity in kept], late

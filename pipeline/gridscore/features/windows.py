@@ -158,12 +158,14 @@ class Windows:
     """Computes the windows of a job.
 
     `layouts`: what entities keep, by window; `calls`: how many there are in all of them; `late`: events so far that
-    were too late to count, in any window.
+    were too late to count, in any window; `tells_late`: whether what an event finds in a window has a number more than
+    there are calls: if it was late, how many seconds it is older than the newest event of its entity.
     """
 
     def __init__(self, job: Job) -> None:
         self.layouts = layouts_of(job)
         self.late = 0
+        self.tells_late = job.late is not None
         self.calls = sum(len(layout.calls) for layout in self.layouts)
         self._lateness = job.lateness_seconds
         self._order_by = job.order_by or ""
@@ -238,13 +240,21 @@ class Windows:
         ]
         return self.seen(events, [found for found, _ in parts]), [after for _, after in parts]
 
+    def width(self, number: int) -> int:
+        """How many numbers an event finds in a window, among the layouts."""
+        return len(self.layouts[number].calls) + self.tells_late
+
     def seen(self, events: EventColumns, found: Sequence[NDArray[np.float64]]) -> EventColumns:
-        """The events with what each found in its windows: of each, a row a call."""
+        """The events with what each found in its windows: of each, a row a call, and what `late_in` tells."""
         outputs: list[Any] = [None] * self.calls
         for layout, out in zip(self.layouts, found, strict=True):
-            for output, values in zip(layout.outputs, out, strict=True):
+            for output, values in zip(layout.outputs, out, strict=False):
                 outputs[output] = values
-        return events.with_windows(outputs)
+        return events.with_windows(outputs + [out[-1] for out in found] * self.tells_late)
+
+    def late_in(self, number: int, events: EventColumns) -> NDArray[np.float64]:
+        """How many seconds too late events are older than the newest one, of those that `seen` gave; else NaN."""
+        return events.window(self.calls + number)
 
     def times(self, events: EventColumns) -> NDArray[np.float64]:
         return np.ascontiguousarray(events.column(self._order_by), np.float64)
@@ -264,7 +274,7 @@ class Windows:
         entities = np.fromiter(
             (-1 if key is None else index.setdefault(key, len(index)) for key in inputs.keys), np.int64, count
         )
-        out = np.full((len(self.layouts[number].calls), count), math.nan)
+        out = np.full((self.width(number), count), math.nan)
         before = [states.get(key, b"") for key in index]
         spec, columns = self._specs[number], inputs.columns
         changed, late = _run(*spec, self._lateness, before, entities, numbers, times, columns, out)

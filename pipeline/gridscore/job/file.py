@@ -92,6 +92,10 @@ class Job(Strict):
         max_length=MAX_WINDOWS,
         description="Windows over the events of an entity, by the name that expressions use.",
     )
+    late: MapName | None = Field(
+        default=None,
+        description="The map for events that are too late to count in windows; without it, they are counted.",
+    )
     features: dict[FeatureName, Feature] = Field(
         default={},
         min_length=1,
@@ -255,9 +259,14 @@ class Job(Strict):
     @model_validator(mode="after")
     def _maps_apart(self) -> Job:
         read = {self.events, self.results, *(lookup.map for lookup in self.lookups.values())}
-        for what, name in (("alerts", self.drift and self.alerts_map), ("labels", self.labels and self.labels.map)):
+        labels, alerts = self.labels and self.labels.map, self.drift and self.alerts_map
+        for what, name in (("alerts", alerts), ("labels", labels), ("late events", self.late)):
             if name in read:
                 raise ValueError(f"`{name}` holds events, results or a lookup: give {what} a map of their own")
+        if self.late is not None and self.late in (labels, alerts):
+            raise ValueError(f"`{self.late}` holds labels or alerts: give late events a map of their own")
+        if self.late is not None and not self.windows:
+            raise ValueError("`late` is for events that are too late for `windows`, and the job has none")
         return self
 
     @model_validator(mode="after")

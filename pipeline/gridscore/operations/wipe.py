@@ -63,8 +63,8 @@ async def remnants(grid: Grid, name: str, what: Collection[str] = ()) -> list[Re
     if record.job.used_windows and RESULTS in what:
         found += [
             Remnant(WINDOWS, map_name, await transport.map_size(grid.client, map_name))
-            for map_name in (windows_map_of(name), request_map(name), answer_map(name))
-            if await grid.has_map(map_name)
+            for map_name in (windows_map_of(name), request_map(name), answer_map(name), record.job.late or "")
+            if map_name and await grid.has_map(map_name)
         ]
     if MODEL in what:
         registry, model = Registry(grid), record.job.model.name

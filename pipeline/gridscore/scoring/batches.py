@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gridscore.dead_letters.letters import Rejected
 
@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from gridscore.group.reader import Cursor
+
+
+class Late(NamedTuple):
+    """An event that was too late for windows."""
+
+    sequence: int
+    key: bytes
+    raw: bytes
+    by: dict[str, float]  # by window, how many seconds it is older than the newest event of its entity
 
 
 @dataclass(slots=True)
@@ -24,6 +33,7 @@ class PartitionBatch:
     lost: int = 0  # events that were overwritten before they were read
     keys: list[bytes] = field(default_factory=list)
     texts: list[bytes] = field(default_factory=list)
+    late: list[Late] = field(default_factory=list)  # to write before them
     # Texts of the states of windows to write after them, by serialized key.
     states: dict[bytes, bytes] = field(default_factory=dict)
 

@@ -22,8 +22,10 @@ from gridscore.grid.map_configs import NewMapConfig, add_map_config
 from gridscore.grid.records import Count, Records, Word, parsed
 from gridscore.group.heartbeats import is_recent
 from gridscore.group.members import WORKERS_MAP
+from gridscore.scoring import late_events
 from gridscore.scoring.window_messages import ANSWER_RING, REQUEST_RING, answer_map, asks_too_much, request_map
 from gridscore.scoring.window_states import keep_seconds, map_of
+from gridscore.texts import duration_text
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
@@ -64,7 +66,7 @@ class Addition:
         if config.protection is not None:
             parts.append(f"split-brain protection `{config.protection}`")
         if config.seconds:
-            parts.append(f"entries go after {config.seconds / 86_400:,.0f} days without a write")
+            parts.append(f"entries go after {duration_text(config.seconds)} without a write")
         return f"{config.pattern}: {', '.join(parts)}; now: {self.why}"
 
 
@@ -109,10 +111,15 @@ async def additions(grid: Grid, job: Job) -> list[Addition]:
         elif has.pattern != name and (why := _lacks(has, capacity)):
             protection, costs = _protection(config, members), journal_bytes(capacity, 1 + min(1, members - 1))
             found.append(Addition(NewMapConfig(name, capacity, protection=protection), why, costs))
-    states = map_of(job.name)
-    if job.used_windows and config.map(states).pattern != states and states not in names:
-        wanted_states = NewMapConfig(states, protection=_protection(config, members), seconds=keep_seconds(job))
-        found.append(Addition(wanted_states, f"entries stay for good (`{config.map(states).pattern}`)"))
+    expiring = {}
+    if job.used_windows:
+        expiring[map_of(job.name)] = keep_seconds(job)
+        if job.late is not None:
+            expiring[job.late] = late_events.keep_seconds(job)
+    for name, seconds in expiring.items():
+        if config.map(name).pattern != name and name not in names:
+            wanted_one = NewMapConfig(name, protection=_protection(config, members), seconds=seconds)
+            found.append(Addition(wanted_one, f"entries stay for good (`{config.map(name).pattern}`)"))
     return found
 
 

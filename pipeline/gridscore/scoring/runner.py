@@ -38,6 +38,7 @@ from gridscore.group.rescan import Rescanner
 from gridscore.group.subscription import MOST_SHOWN, Subscriber
 from gridscore.scoring.audit import audit_on_schedule
 from gridscore.scoring.drift import watch_drift
+from gridscore.scoring.late_events import LateEvents
 from gridscore.scoring.live_experiment import LiveExperiment
 from gridscore.scoring.live_model import LiveModel
 from gridscore.scoring.lookups import JobLookups, Lookups
@@ -128,6 +129,7 @@ class JobRunner:
             self._windows = WindowStates(grid, record, lambda p: group.record(p).origin, group.settled, group.bounds)
             group.read_at_most(self._windows.page_events)
         self._states = MapWriter(grid, self._windows.map_name) if self._windows is not None else None
+        self._late = LateEvents(grid, job) if job.late is not None and job.used_windows else None
         wants_reasons = job.result.reasons is not None
         self._reasons = Reasons(grid, job, self.group, self.stats) if wants_reasons else None
         self._scorer = Scorer(
@@ -201,9 +203,7 @@ class JobRunner:
         await prepare(self._grid, self._job)  # a cluster that was stopped has forgotten it
         await self.group.bounds(0)  # fails at once if the map has no journal
         await self._results.prepare()
-        if self._states is not None:
-            await self._states.prepare()
-        for part in (self._stage, self._requests):
+        for part in (self._states, self._late, self._stage, self._requests):
             if part is not None:
                 await part.prepare()
         await self._start_copies()
@@ -325,9 +325,10 @@ class JobRunner:
             keys = [key for each in waiting for key in each.part.keys]
             texts = [text for each in waiting for text in each.part.texts]
         states = {key: state for each in waiting for key, state in each.part.states.items()}
+        late = [each.part for each in waiting if each.part.late]
         put: asyncio.Future[None]
-        if states and first.write.counts:
-            put = self._spawn(self._put_with_states(first, keys, texts, states))
+        if (states or late) and first.write.counts:
+            put = self._spawn(self._put_in_order(first, late, keys, texts, states))
         elif keys and first.write.counts:
             put = self._results.put_partition(partition, keys, texts, until=first.part.cursor.until)
         else:
@@ -335,14 +336,22 @@ class JobRunner:
             put.set_result(None)
         put.add_done_callback(partial(self._answered, partition, len(waiting)))
 
-    async def _put_with_states(
-        self, first: _Waiting, keys: list[bytes], texts: list[bytes], states: dict[bytes, bytes]
+    async def _put_in_order(
+        self,
+        first: _Waiting,
+        late: list[PartitionBatch],
+        keys: list[bytes],
+        texts: list[bytes],
+        states: dict[bytes, bytes],
     ) -> None:
-        """Write results, and when they stand, the states of windows that their events are in."""
+        """Write late events, then results, and when they stand, the states of windows that their events are in."""
         partition, cursor = first.part.partition, first.part.cursor
-        if keys:
+        if self._late is not None:
+            for part in late:
+                await self._late.put(part)
+        if keys and first.write.counts:
             await self._results.put_partition(partition, keys, texts, until=cursor.until)
-        if self._states is not None and first.write.counts:
+        if self._states is not None and states and first.write.counts:
             await self._states.put_partition(partition, list(states), list(states.values()), until=cursor.until)
 
     def _answered(self, partition: int, count: int, done: asyncio.Future[None]) -> None:

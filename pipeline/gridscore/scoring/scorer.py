@@ -18,6 +18,7 @@ import numpy as np
 from gridscore.features import EventDecoder
 from gridscore.features.window_kernel import LOOK
 from gridscore.scoring.batches import PartitionBatch, Rows
+from gridscore.scoring.late_events import note_late
 from gridscore.scoring.results import ResultEncoder
 from gridscore.scoring.trial import Answered
 
@@ -70,6 +71,8 @@ class Scorer:
         self._encoder = ResultEncoder(job, revision)
         self._tables, self._fetchers, self._stats = tables, fetchers, stats
         self._windows, self._requests = windows, requests
+        looks = windows or requests
+        self._tells_late = looks.windows if looks is not None and looks.windows.tells_late else None
         self._answered: Answered | None = None
 
     async def score(self, arrivals: Sequence[Arrival], active: ActiveModel) -> ScoredBatch:
@@ -224,6 +227,8 @@ class Scorer:
             trial.count(columns, named)
             if trial.is_shadowed:
                 self._answered = Answered(trial, active, events, rows, matrix, margins, rest[1])
+        if self._tells_late is not None:
+            note_late(self._tells_late, events, rows)
         begin = 0
         for batch, count in rows.spans:
             batch.keys += rows.keys[begin : begin + count]

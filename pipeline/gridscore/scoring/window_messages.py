@@ -78,7 +78,8 @@ def subscription_of(job: str) -> Subscription:
 
 def tag_of(parts: Parts, windows: Windows) -> str:
     """Tells answers of these windows, whose states have these parts, from those that say something else."""
-    text = repr((parts.tags, parts.series, [(layout.calls, layout.outputs) for layout in windows.layouts]))
+    told = [(layout.calls, layout.outputs) for layout in windows.layouts]
+    text = repr((parts.tags, parts.series, told, *["late"] * windows.tells_late))
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 

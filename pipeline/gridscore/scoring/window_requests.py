@@ -170,7 +170,7 @@ class WindowRequests:
         not answer; nothing is lost.
         """
         windows = self.windows
-        found = [np.full((len(layout.calls), len(events)), math.nan) for layout in windows.layouts]
+        found = [np.full((windows.width(number), len(events)), math.nan) for number in range(len(windows.layouts))]
         batch = self._batch = _Batch(windows.inputs(events), windows.times(events), found)
         begin = 0
         for cursor, count in spans:
@@ -427,7 +427,7 @@ class WindowRequests:
             return None
         if answer.windows != self._tag or not 0 <= answer.window < len(self.windows.layouts):
             return None
-        return answer if len(answer.values) == 8 * len(self.windows.layouts[answer.window].calls) else None
+        return answer if len(answer.values) == 8 * self.windows.width(answer.window) else None
 
     def _begun_again(self, partition: int, oldest: int) -> None:
         self._reader.start(partition, oldest)

@@ -197,7 +197,7 @@ class WindowStage:
                 self._sort(part, window, states, stands, new, overdue if part.partition in settled else None)
             after = await self._ask(window, new, states, messages)
             states |= after
-            await self._ask(window, overdue, states, messages)
+            await self._ask(window, overdue, states, messages, again=True)
             for part, asked, rows in new:
                 part.states |= {key: after[key] for key in map(asked.keys.__getitem__, rows.tolist())}
         for part in parts.values():
@@ -309,15 +309,26 @@ class WindowStage:
         return is_new
 
     async def _ask(
-        self, window: int, chosen: list[_Rows], states: dict[bytes, bytes], messages: dict[int, _Message]
+        self,
+        window: int,
+        chosen: list[_Rows],
+        states: dict[bytes, bytes],
+        messages: dict[int, _Message],
+        *,
+        again: bool = False,
     ) -> dict[bytes, bytes]:
-        """Let events ask a window, and add them; returns the states afterwards."""
+        """Let events ask a window, and add them; returns the states afterwards.
+
+        Those that ask `again` have been added before, and whether they were late is no longer known.
+        """
         if not chosen:
             return {}
         keys = [asked.keys[row] for _, asked, rows in chosen for row in rows.tolist()]
         times = np.concatenate([asked.times[rows] for _, asked, rows in chosen])
         columns = np.concatenate([asked.columns[:, rows] for _, asked, rows in chosen], axis=1)
         out, after = await self.states.add(window, Inputs(keys, np.ascontiguousarray(columns)), times, states)
+        if again and self.states.windows.tells_late:
+            out[-1] = np.nan
         values, size, begin = out.T.tobytes(), len(out) * 8, 0
         tag, count = self._tag, self._grid.partition_count
         for part, asked, rows in chosen:

@@ -477,18 +477,18 @@ class HistoryStates:
     broken = 0
 
     def __init__(self, job: Job) -> None:
-        self._windows = Windows(job)
-        self._states: list[dict[Any, bytes]] = [{} for _ in self._windows.layouts]
+        self.windows = Windows(job)
+        self._states: list[dict[Any, bytes]] = [{} for _ in self.windows.layouts]
         self._after: list[dict[Any, bytes]] = []
 
     @property
     def late(self) -> int:
         """As `WindowStates.late`."""
-        return self._windows.late
+        return self.windows.late
 
     def refused(self, events: EventColumns, _keys: Sequence[bytes], _scored: Sequence[bool]) -> dict[int, str]:
         """The events that windows cannot hold, each with the reason; none for its key: fields tell the entity."""
-        return {row: f"{text}, which no window can hold" for row, text in self._windows.untimely(events).items()}
+        return {row: f"{text}, which no window can hold" for row, text in self.windows.untimely(events).items()}
 
     async def fetch(self, _wanted: Iterable[tuple[Cursor, Sequence[bytes]]]) -> dict[bytes, bytes]:
         """None: they are here."""
@@ -499,7 +499,7 @@ class HistoryStates:
     ) -> tuple[EventColumns, dict[bytes, bytes]]:
         """The events with what they see; every one that does not only look counts, once `changed` is called."""
         numbers = [min(number, -1) for number in sequences]
-        found, self._after = self._windows.apply(events, self._windows.inputs(events), self._states, numbers)
+        found, self._after = self.windows.apply(events, self.windows.inputs(events), self._states, numbers)
         return found, dict.fromkeys(keys, b"")
 
     def changed(self, _cursor: Cursor, _after: dict[bytes, bytes]) -> dict[bytes, bytes]:
