@@ -11,7 +11,7 @@ import random
 import statistics
 import time
 from itertools import pairwise
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -25,6 +25,9 @@ from gridscore.grid.copies import payload
 from gridscore.grid.wire import json_data
 from gridscore.job import parse_job
 from gridscore.scoring.window_states import Entry, encode_entry
+
+if TYPE_CHECKING:
+    from gridscore.features import EventColumns
 
 _JOB = """\
 job: cost
@@ -50,7 +53,7 @@ def _measure(payments: int, batch: int, rounds: int) -> dict[str, float]:
     windows, decoder = Windows(job), EventDecoder(job)
     parts, began = Parts(job, windows.layouts, 0), 1.7e9
 
-    def events(number: int):  # noqa: ANN202 -- columns of events
+    def events(number: int) -> EventColumns:
         at = began + number * 86_400 / max(payments, 1)
         rows = [
             {"card": f"c{card}", "amount": draw.randrange(9_999) / 10, "merchant": f"m{draw.randrange(50)}", "time": at}
@@ -62,7 +65,7 @@ def _measure(payments: int, batch: int, rounds: int) -> dict[str, float]:
     for number in range(payments):
         columns = events(number)
         states = windows.apply(columns, windows.inputs(columns), states)[1]
-    add, read, write = [], [], []
+    add, read, write = list[float](), list[float](), list[float]()
     decode = msgspec.json.Decoder(Entry).decode
     clock, tag, names = time.process_time_ns, parts.tags[0], parts.series[0]
     values = [json_data(encode_entry(Entry(tag, 1, state, 1, names))) for state in states[0].values()]
