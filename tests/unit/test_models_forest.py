@@ -19,18 +19,22 @@ from gridscore.models.loaded import LoadedModel
 FEATURES = 7
 
 FAST = compiled.compiled("gridscore.models._forest")
-HAS_VECTORS = hasattr(FAST, "predict_by_ranks")
+BY_RANKS = [each for each in forests.BY_RANKS if hasattr(FAST, each.name)]
+HAS_RANKS = bool(BY_RANKS)
 
 pytestmark = pytest.mark.skipif(FAST is None, reason="the forest is not compiled here")
 # where it must be, `test_compiled` fails
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _ranks_always_pay():
-    """So that each model is predicted in both ways, where the processor has both."""
+@pytest.fixture(
+    autouse=True, scope="module", params=BY_RANKS or [None], ids=[each.name for each in BY_RANKS] or ["none"]
+)
+def way(request):
+    """Each by which the processor can predict many rows, and it always pays."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forests, "_STEPS_OF_TOP", -1_000)
-        yield
+        if request.param is not None:
+            patch.setattr(forests, "_by_ranks", request.param._replace(steps_of_top=-1_000))
+        yield request.param
 
 
 def rows(count, seed=3, missing=0.1):
@@ -55,7 +59,7 @@ def forest_of(booster, form="ubj"):
 def assert_same_bits(booster, values):
     forest = forest_of(booster)
     assert forest is not None
-    assert len(forest.ways) == 1 + HAS_VECTORS
+    assert len(forest.ways) == 1 + HAS_RANKS
     expected = booster.inplace_predict(values).tobytes()
     margins = np.random.default_rng(len(values)).normal(size=len(values)).astype(np.float32)
     with_margins = booster.inplace_predict(values, base_margin=margins).tobytes()
@@ -69,13 +73,17 @@ def test_the_vectors_of_the_processor_are_used():
     cpu = Path("/proc/cpuinfo")
     if not cpu.exists():
         pytest.skip("this system does not say what its processor has")
-    assert ({"avx512f", "avx512bw", "avx512vbmi"} <= set(cpu.read_text().split())) == HAS_VECTORS
+    assert ({"avx512f", "avx512bw", "avx512vbmi"} <= set(cpu.read_text().split())) == hasattr(
+        FAST, "predict_by_vectors"
+    )
 
 
-def test_few_rows_are_predicted_in_another_way_than_many():
+def test_few_rows_are_predicted_in_another_way_than_many(way):
+    if way is None:
+        pytest.skip("the compiler has no vectors")
     forest, asked = forest_of(train(rounds=1)), []
     forest.ways = tuple(lambda *_, each=each: asked.append(each) for each in ("few", "many"))
-    for count in (1, forests.MANY_ROWS - 1, forests.MANY_ROWS, 1_000):
+    for count in (1, way.many - 1, way.many, 1_000):
         forest.predict(rows(count))
     assert asked == ["few", "few", "many", "many"]
 
@@ -90,10 +98,10 @@ def test_few_rows_are_predicted_in_another_way_than_many():
     ],
     ids=["many trees", "one tree", "stumps", "leaves"],
 )
-def test_ranks_are_used_where_they_pay(monkeypatch, parameters, pays):
-    monkeypatch.setattr(forests, "_STEPS_OF_TOP", 3)
+def test_ranks_are_used_where_they_pay(monkeypatch, way, parameters, pays):
+    monkeypatch.setattr(forests, "_by_ranks", way)
     forest = forest_of(train(**parameters))
-    assert len(forest.ways) == 1 + (pays and HAS_VECTORS)
+    assert len(forest.ways) == 1 + (pays and HAS_RANKS)
     more = sum(memoryview(each).nbytes for way in forest.ways[1:] for each in way.args[1:3])
     assert more <= 400 * len(forest.roots) + 1_092 * 256
 
@@ -181,7 +189,7 @@ def test_trees_of_any_shape_give_the_bits_of_the_booster(seed, features, cuts, t
 
 def test_more_columns_than_ranks_have_bytes_are_walked():
     generator = np.random.default_rng(1)
-    for features, ways in ((256, 1 + HAS_VECTORS), (257, 1)):
+    for features, ways in ((256, 1 + HAS_RANKS), (257, 1)):
         booster, pool = plant(generator, features, 3, 600, 3)
         forest, values = forest_of(booster), generator.choice(pool, (80, features))
         assert len(np.unique(forest.features)) == features

@@ -4,10 +4,11 @@
  * leads to itself, so that all rows of a tree take the same number of steps. `forest.py` makes the nodes, and says when
  * this may be used at all.
  *
- * Processors with vectors of 64 bytes (AVX-512 VBMI) compare a row with 63 nodes at once: the upper TOP_LEVELS levels of a
- * tree. For that, a row becomes bytes: the rank of each value among its feature's thresholds, 0 if it is missing. A value is
- * at a threshold or above it if and only if its rank is greater than the threshold's, so this is exact. Deeper levels are
- * walked as above. A few rows are quicker without: what is loaded for a tree serves up to BLOCK rows.
+ * The upper TOP_LEVELS levels of a tree are compared by vectors of bytes. For that, a row becomes bytes: the rank of each
+ * value among its feature's thresholds, 0 if it is missing. A value is at a threshold or above it if and only if its rank is
+ * greater than the threshold's, so this is exact. Processors with vectors of 64 bytes (AVX-512 VBMI) compare a row with 63
+ * nodes at once; those with AVX2 or NEON, LANES rows with each of these nodes. Deeper levels are walked as above. A few rows
+ * are quicker without: what is loaded for a tree serves up to BLOCK rows.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -16,7 +17,12 @@
 #include <stdint.h>
 #if defined(__GNUC__) && defined(__x86_64__)
 #define HAS_VECTORS
+#define LANES 32
+#define FOR_LANES __attribute__((target("avx2")))
 #include <immintrin.h>
+#elif defined(__GNUC__) && defined(__aarch64__)
+#define LANES 16
+#define FOR_LANES
 #endif
 
 typedef struct {
@@ -115,7 +121,7 @@ typedef struct {
 } Cuts;
 
 #ifdef HAS_VECTORS
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vbmi,popcnt")))
+#define AVX512 __attribute__((target("avx2,avx512f,avx512bw,avx512vbmi,popcnt")))
 
 /* Where three levels lead to, by the bits of their seven nodes. */
 static uint8_t exits[128];
@@ -203,24 +209,127 @@ add_values(const float *value, const uint8_t *found, Py_ssize_t size, float *sum
     }
 }
 
-static void
+#endif
+
+#ifdef LANES
+#define SEARCHES 8 /* at once: none waits for the loads of another */
+typedef int8_t Lanes __attribute__((vector_size(LANES)));
+
+/* A column after the other, for each of BLOCK rows; less 128, as vectors compare bytes with signs. */
+FOR_LANES INLINE int
+rank_columns(const Cuts *cuts, Py_ssize_t ranked, const float *rows, Py_ssize_t columns, Py_ssize_t size, int8_t *ranks)
+{
+    int missing = 0;
+    for (Py_ssize_t column = 0; column < ranked; column++) {
+        const float *thresholds = cuts[column].part[0];
+        for (Py_ssize_t row = 0; row < size; row += SEARCHES) {
+            int32_t below[SEARCHES] = {0}, here = size - row < SEARCHES ? (int32_t)(size - row) : SEARCHES;
+            float x[SEARCHES];
+            for (int each = 0; each < SEARCHES; each++)
+                x[each] = rows[(row + (each < here ? each : 0)) * columns + cuts[column].feature];
+            for (int32_t step = 128; step; step >>= 1)
+                for (int each = 0; each < SEARCHES; each++)
+                    below[each] += step & -(x[each] >= thresholds[below[each] + step - 1]);
+            for (int each = 0; each < SEARCHES; each++) {
+                missing |= x[each] != x[each];
+                ranks[column * BLOCK + row + each] = (int8_t)((1 + below[each]) * (x[each] == x[each]) - 128);
+            }
+        }
+    }
+    return missing;
+}
+
+/* Which rows go to the right at a node: all bits or none. */
+FOR_LANES INLINE Lanes
+rights_at(const Top *top, int node, const int8_t *ranks, const int missing)
+{
+    Lanes rank = *(const Lanes *)(ranks + top->column[node] * BLOCK);
+    Lanes right = rank > (int8_t)(top->threshold[node] - 128);
+    if (missing)
+        right |= (rank == (int8_t)-128) & (int8_t) - (int)(top->missing_right >> node & 1);
+    return right;
+}
+
+FOR_LANES INLINE Lanes
+choose(Lanes which, Lanes right, Lanes left)
+{
+    return left ^ ((left ^ right) & which);
+}
+
+/* The three decisions on the way through three levels, whose nodes are `first` and each `step` further. */
+FOR_LANES INLINE void
+three_levels(const Top *top, int first, int step, const int8_t *ranks, const int missing, Lanes *found)
+{
+#define RIGHTS(node) rights_at(top, first + step * (node), ranks, missing)
+    found[0] = RIGHTS(0);
+    found[1] = choose(found[0], RIGHTS(2), RIGHTS(1));
+    found[2] = choose(found[0], choose(found[1], RIGHTS(6), RIGHTS(5)), choose(found[1], RIGHTS(4), RIGHTS(3)));
+#undef RIGHTS
+}
+
+FOR_LANES INLINE Lanes
+bits_of(const Lanes *found)
+{
+    return (found[0] & 4) | (found[1] & 2) | (found[2] & 1);
+}
+
+/* The exit of each of BLOCK rows. */
+FOR_LANES INLINE void
+find_exits_by_lanes(const Top *top, const int8_t *ranks, Py_ssize_t size, const int missing, uint8_t *exits_of)
+{
+    for (Py_ssize_t row = 0; row < size; row += LANES) {
+        Lanes upper[3], lower[3], exit[8];
+        three_levels(top, 7, 8, ranks + row, missing, upper);
+        for (int part = 0; part < 8; part++) {
+            three_levels(top, 8 * part, 1, ranks + row, missing, lower);
+            exit[part] = bits_of(lower);
+        }
+        for (int half = 0; half < 4; half++)
+            exit[half] = choose(upper[2], exit[2 * half + 1], exit[2 * half]);
+        Lanes chosen = choose(upper[0], choose(upper[1], exit[3], exit[2]), choose(upper[1], exit[1], exit[0]));
+        *(Lanes *)(exits_of + row) = chosen | (Lanes)(bits_of(upper) << 3);
+    }
+}
+
+FOR_LANES INLINE void
 sum_tops(const Node *nodes, const Top *tops, const Cuts *cuts, Py_ssize_t trees, Py_ssize_t ranked, const float *rows,
-         Py_ssize_t columns, Py_ssize_t count, float *sums)
+         Py_ssize_t columns, Py_ssize_t count, float *sums, const int by_lanes)
 {
     _Alignas(64) uint8_t ranks[BLOCK * MAX_RANKED], found[BLOCK];
-    uint64_t rights[BLOCK] = {0};
     uint32_t at[BLOCK];
+    int missing = 0;
+#ifdef HAS_VECTORS
+    uint64_t rights[BLOCK] = {0};
     int width = ranked <= 64 ? 64 : ranked <= 128 ? 128 : 256;
+#endif
     for (Py_ssize_t begin = 0; begin < count; begin += BLOCK) {
         Py_ssize_t size = count - begin < BLOCK ? count - begin : BLOCK;
         const float *block = rows + begin * columns;
-        int missing = rank_rows(cuts, ranked, block, columns, size, width, ranks);
+        if (by_lanes)
+            missing = rank_columns(cuts, ranked, block, columns, size, (int8_t *)ranks);
+#ifdef HAS_VECTORS
+        else
+            missing = rank_rows(cuts, ranked, block, columns, size, width, ranks);
+#endif
         for (const Top *top = tops; top < tops + trees; top++) {
-            compare(top, ranks, size, width, missing, rights);
-            find_exits(rights, size, found);
             const Node *tree = nodes + top->root;
+            if (by_lanes && missing)
+                find_exits_by_lanes(top, (const int8_t *)ranks, size, 1, found);
+            else if (by_lanes)
+                find_exits_by_lanes(top, (const int8_t *)ranks, size, 0, found);
+#ifdef HAS_VECTORS
+            else {
+                compare(top, ranks, size, width, missing, rights);
+                find_exits(rights, size, found);
+                if (top->depth <= TOP_LEVELS) {
+                    add_values(top->exit.value, found, size, sums + begin);
+                    continue;
+                }
+            }
+#endif
             if (top->depth <= TOP_LEVELS) {
-                add_values(top->exit.value, found, size, sums + begin);
+                for (Py_ssize_t row = 0; row < size; row++)
+                    sums[begin + row] += top->exit.value[found[row]];
                 continue;
             }
             for (Py_ssize_t row = 0; row < size; row++) {
@@ -234,6 +343,18 @@ sum_tops(const Node *nodes, const Top *tops, const Cuts *cuts, Py_ssize_t trees,
         }
     }
 }
+
+#define SUM_TOPS(name, by_lanes)                                                                                       \
+    static void name(const Node *nodes, const Top *tops, const Cuts *cuts, Py_ssize_t trees, Py_ssize_t ranked,        \
+                     const float *rows, Py_ssize_t columns, Py_ssize_t count, float *sums)                             \
+    {                                                                                                                  \
+        sum_tops(nodes, tops, cuts, trees, ranked, rows, columns, count, sums, by_lanes);                              \
+    }
+
+FOR_LANES SUM_TOPS(sum_tops_by_lanes, 1)
+#ifdef HAS_VECTORS
+AVX512 SUM_TOPS(sum_tops_by_vectors, 0)
+#endif
 #endif
 
 /* As `common::Sigmoid` of XGBoost. */
@@ -253,9 +374,12 @@ margin(float probability)
     return -logf(1.0f / probability - 1.0f);
 }
 
-/* `trees` and `rest` are roots and depths, or tops and cuts. */
+typedef void (*SumTops)(const Node *, const Top *, const Cuts *, Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t, Py_ssize_t,
+                        float *);
+
+/* `trees` and `rest` are tops and cuts where there is `sum_tops_so`, else roots and depths. */
 static PyObject *
-fill(PyObject *args, int with_ranks)
+fill(PyObject *args, SumTops sum_tops_so)
 {
     Py_buffer nodes, trees, rest, matrix, scores, margins;
     Py_ssize_t columns;
@@ -266,7 +390,7 @@ fill(PyObject *args, int with_ranks)
         return NULL;
     Py_ssize_t count = scores.len / (Py_ssize_t)sizeof(float);
     int fits = columns > 0 && columns <= PY_SSIZE_T_MAX / (Py_ssize_t)sizeof(float)
-               && (with_ranks ? rest.len <= MAX_RANKED * (Py_ssize_t)sizeof(Cuts) : rest.len == trees.len)
+               && (sum_tops_so ? rest.len <= MAX_RANKED * (Py_ssize_t)sizeof(Cuts) : rest.len == trees.len)
                && matrix.len / (columns * (Py_ssize_t)sizeof(float)) >= count
                && (!margins.buf || margins.len == scores.len);
     if (fits) {
@@ -275,12 +399,10 @@ fill(PyObject *args, int with_ranks)
             base = margin(base);
         for (Py_ssize_t row = 0; row < count; row++)
             sums[row] = margins.buf ? ((const float *)margins.buf)[row] : base;
-#ifdef HAS_VECTORS
-        if (with_ranks)
-            sum_tops(nodes.buf, trees.buf, rest.buf, trees.len / (Py_ssize_t)sizeof(Top),
-                     rest.len / (Py_ssize_t)sizeof(Cuts), matrix.buf, columns, count, sums);
+        if (sum_tops_so)
+            sum_tops_so(nodes.buf, trees.buf, rest.buf, trees.len / (Py_ssize_t)sizeof(Top),
+                        rest.len / (Py_ssize_t)sizeof(Cuts), matrix.buf, columns, count, sums);
         else
-#endif
             sum_trees(nodes.buf, trees.buf, rest.buf, trees.len / (Py_ssize_t)sizeof(int32_t), matrix.buf, columns, count,
                       sums);
         if (logistic)
@@ -304,20 +426,31 @@ fill(PyObject *args, int with_ranks)
 static PyObject *
 predict(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    return fill(args, 0);
+    return fill(args, NULL);
 }
 
-#ifdef HAS_VECTORS
+#ifdef LANES
 static PyObject *
-predict_by_ranks(PyObject *Py_UNUSED(module), PyObject *args)
+predict_by_lanes(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    return fill(args, 1);
+    return fill(args, sum_tops_by_lanes);
 }
 #endif
 
+#ifdef HAS_VECTORS
+static PyObject *
+predict_by_vectors(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    return fill(args, sum_tops_by_vectors);
+}
+#endif
+
+#define BY_RANKS "As `predict`, with tops and cuts instead of roots and depths."
+
 static PyMethodDef methods[] = {
     {"predict", predict, METH_VARARGS, "Fill an array with the scores of a matrix; see `forest.Forest`."},
-    {NULL, NULL, 0, NULL}, /* `predict_by_ranks`, where the processor has the vectors */
+    {NULL, NULL, 0, NULL}, /* what the processor has besides */
+    {NULL, NULL, 0, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -328,13 +461,17 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC
 PyInit__forest(void)
 {
+#ifdef LANES
+    PyMethodDef *next = methods + 1;
 #ifdef HAS_VECTORS
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vbmi")) {
         fill_exits();
-        methods[1] = (PyMethodDef){"predict_by_ranks", predict_by_ranks, METH_VARARGS,
-                                   "As `predict`, with tops and cuts instead of roots and depths."};
+        *next++ = (PyMethodDef){"predict_by_vectors", predict_by_vectors, METH_VARARGS, BY_RANKS};
     }
+    if (__builtin_cpu_supports("avx2"))
+#endif
+        *next = (PyMethodDef){"predict_by_lanes", predict_by_lanes, METH_VARARGS, BY_RANKS};
 #endif
     return PyModuleDef_Init(&definition);
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -45,7 +45,22 @@ _LEAF = -1
 
 _fast = compiled("gridscore.models._forest")
 
-MANY_ROWS = 16  # so many rows, and more, are predicted by their ranks, where the processor and the model are for it
+
+class ByRanks(NamedTuple):
+    """A function for many rows.
+
+    `steps_of_top`, `steps_of_rank`: what a row's way through a top, and one of its ranks, cost, in steps from a node.
+    """
+
+    name: str
+    many: int
+    steps_of_top: int
+    steps_of_rank: int
+
+
+# The faster one first: AVX-512, and AVX2 or NEON.
+BY_RANKS = (ByRanks("predict_by_vectors", 16, 3, 4), ByRanks("predict_by_lanes", 32, 3, 12))
+_by_ranks = next((each for each in BY_RANKS if hasattr(_fast, each.name)), None)
 
 # As `Top` and `Cuts` of `_forest.c`.
 _TOP = np.dtype(
@@ -63,10 +78,6 @@ _TOP_LEVELS = 6
 _MAX_RANKED = 256
 _MAX_CUTS = 254
 _NEVER = 255
-
-_STEPS_OF_TOP = 3
-# What one row's way through a top, and one of its ranks, cost in steps from node to node, with `MANY_ROWS` rows.
-_STEPS_OF_RANK = 4
 
 
 class Forest:
@@ -88,8 +99,9 @@ class Forest:
         self.nodes, self.roots, self.columns = nodes, roots, columns
         self.steps = int(depths.sum()) + len(roots)
         self.ways: tuple[Way, ...] = (_way("predict", nodes, roots, depths, base, logistic),)
-        if hasattr(_fast, "predict_by_ranks") and (ranked := _rank(nodes, roots, depths)):
-            self.ways += (_way("predict_by_ranks", nodes, *ranked, base, logistic),)
+        self._many = 0 if _by_ranks is None else _by_ranks.many
+        if _by_ranks is not None and (ranked := _rank(nodes, roots, depths, _by_ranks)):
+            self.ways += (_way(_by_ranks.name, nodes, *ranked, base, logistic),)
 
     @property
     def features(self) -> NDArray[np.int64]:
@@ -143,7 +155,7 @@ class Forest:
         if columns != self.columns:
             raise ValueError(f"{columns} columns, but the model has {self.columns} features")
         scores = np.empty(rows, np.float32)
-        (way or self.ways[-1 if rows >= MANY_ROWS else 0])(matrix, columns, scores, margins)
+        (way or self.ways[-1 if rows >= self._many else 0])(matrix, columns, scores, margins)
         return scores
 
 
@@ -181,11 +193,11 @@ def _lay_out(tree: Mapping[str, Any]) -> tuple[NDArray[Any], int]:
 
 
 def _rank(
-    nodes: NDArray[Any], roots: NDArray[np.int32], depths: NDArray[np.int32]
+    nodes: NDArray[Any], roots: NDArray[np.int32], depths: NDArray[np.int32], way: ByRanks
 ) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """The upper levels of each tree, and the thresholds that rank values for them; None if it does not pay."""
-    saved = int(np.minimum(depths, _TOP_LEVELS).sum()) + (1 - _STEPS_OF_TOP) * len(roots)  # below, all are walked
-    most = min(_MAX_RANKED, saved // _STEPS_OF_RANK)
+    saved = int(np.minimum(depths, _TOP_LEVELS).sum()) + (1 - way.steps_of_top) * len(roots)  # below, all are walked
+    most = min(_MAX_RANKED, saved // way.steps_of_rank)
     inner = np.flatnonzero(~np.isnan(nodes["threshold"]))
     split_on = nodes["feature"][inner] & ~_MISSING_RIGHT
     features, starts = np.unique(np.sort(split_on), return_index=True)
