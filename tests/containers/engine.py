@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -138,15 +139,16 @@ class Engine:
         return done.stdout.strip()
 
     @contextmanager
-    def served(self) -> Iterator[str]:
-        """Docker's API; its address."""
-        address = f"unix://{self.folder}/api.sock"
+    def served(self, address: str = "") -> Iterator[str]:
+        """Docker's API; its address, a new one if none is given."""
+        address = address or f"unix://{self.folder}/api-{uuid.uuid4().hex[:6]}.sock"
         command = ["podman", "system", "service", "--time=0", address]
         with subprocess.Popen(command, env=self.environment, stderr=subprocess.DEVNULL) as service:
             try:
                 yield address
             finally:
                 service.terminate()
+                Path(address.removeprefix("unix://")).unlink(missing_ok=True)
 
     def podman(self, *words: str, code: int | None = 0, seconds: float = 120) -> str:
         return self.run("podman", *words, code=code, seconds=seconds)

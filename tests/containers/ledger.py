@@ -1,5 +1,7 @@
 """Runs in a container beside the others: puts payments, and keeps a ledger of what came of each; SIGTERM asks for it.
 
+After SIGUSR1 it puts fewer.
+
 It is given nothing of ours but the client, the job file, and what training and offline scoring say.
 """
 
@@ -16,12 +18,13 @@ import xgboost
 from gridscore import connect, load_job, offline_matrix
 
 KINDS = [{"customer": name, "amount": amount, "country": "DE"} for name in ("ann", "ida") for amount in (5.8, 990.0)]
-SECONDS, BATCH, PATIENCE = 0.05, 20, 60
+SECONDS, SLOWER, BATCH, PATIENCE = 0.05, 1.0, 20, 60
 
 
 async def main(run: str, model: str) -> None:
-    stop = asyncio.Event()
+    stop, slower = asyncio.Event(), asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, slower.set)
     job = load_job("/job/job.yaml")
     learnt = offline_matrix(job, "/job/history.csv", "/job/lookups").categories
     matrix = offline_matrix(job, pd.DataFrame(KINDS), "/job/lookups", learnt)
@@ -46,7 +49,7 @@ async def main(run: str, model: str) -> None:
             await client.put_events("events.payments", {f"{run}-{n}": KINDS[n % len(KINDS)] for n in numbers})
             sent += BATCH
             print(f"{sent} sent, {len(seen)} scored", flush=True)
-            await asyncio.sleep(SECONDS)
+            await asyncio.sleep(SLOWER if slower.is_set() else SECONDS)
         try:
             async with asyncio.timeout(PATIENCE):
                 while len(seen) < sent:

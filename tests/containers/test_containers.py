@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 from engine import OVERLAYS, ROOT, Engine, base_image, missing
@@ -118,22 +120,32 @@ def composed(engine):
         composed.compose("down", "--volumes", "--timeout", "5")
 
 
-@pytest.fixture
-def ledger(composed):
-    """Puts payments until it is asked what came of them."""
-    engine, name = composed.engine, f"{composed.name}-ledger-{uuid.uuid4().hex[:4]}"
+@contextmanager
+def kept_ledger(engine, name, network, **environment):
+    """The container `name` puts payments until it is asked what came of them."""
     mounts = ("-v", f"{ROOT}/jobs/payments:/job:ro", "-v", f"{ROOT}/tests/containers/ledger.py:/ledger.py:ro")
     script = 'python /job/train.py -o /tmp/m.ubj && exec python /ledger.py "$0" /tmp/m.ubj'
-    words = ("--network", f"{composed.name}_default", "--env", f"GRIDSCORE_MEMBERS={','.join(MEMBERS)}", *mounts)
-    engine.podman("run", "-d", "--name", name, *words, "--entrypoint", "sh", IMAGE, "-ec", script, uuid.uuid4().hex[:6])
-    until(lambda: "sent" in engine.podman("logs", name))
+    words = [*mounts, *(word for key, value in environment.items() for word in ("--env", f"GRIDSCORE_{key}={value}"))]
+    words += ["--network", network, "--entrypoint", "sh", IMAGE, "-ec", script, uuid.uuid4().hex[:6]]
+    engine.podman("run", "-d", "--name", name, *words)
+    try:
+        until(lambda: "sent" in engine.podman("logs", name))
 
-    def judgement():
-        engine.podman("stop", "--time", "90", name)
-        return json.loads(engine.podman("logs", name).splitlines()[-1])
+        def judgement():
+            engine.podman("stop", "--time", "90", name)
+            return json.loads(engine.podman("logs", name).splitlines()[-1])
 
-    yield judgement
-    engine.podman("rm", "--force", name)
+        yield judgement
+    finally:
+        engine.podman("rm", "--force", name)
+
+
+@pytest.fixture
+def ledger(composed):
+    """Beside the containers of the Compose file."""
+    name = f"{composed.name}-ledger-{uuid.uuid4().hex[:4]}"
+    with kept_ledger(composed.engine, name, f"{composed.name}_default", MEMBERS=",".join(MEMBERS)) as judgement:
+        yield judgement
 
 
 def test_the_commands_of_the_readme_show_scores_and_every_container_is_healthy(composed):
@@ -246,13 +258,34 @@ def test_the_flights_overlay_scores_every_flight(composed, tmp_path_factory):
     assert "Every one of 2,000 flights has one result, equal to Booster.predict to the bit" in composed.log(flights)
 
 
+EVERY_MODULE = """
+import importlib, pkgutil, gridscore
+for each in pkgutil.walk_packages(gridscore.__path__, "gridscore."):
+    if not each.name.startswith(("gridscore.proving", "gridscore.testing")):
+        importlib.import_module(each.name)
+"""
+TABLES = """
+cd /tmp
+python -c 'import pandas; pandas.read_csv("/job/history.csv").to_parquet("history.parquet")'
+gridscore features /job/job.yaml history.parquet --lookups /job/lookups --keep fraud -o matrix.parquet
+python /job/train.py -o model.ubj
+gridscore backtest /job/job.yaml history.parquet --model model.ubj --lookups /job/lookups
+"""
+
+
+def test_what_the_image_leaves_out_is_needed_by_no_command(engine):
+    run = ("run", "--rm", "--read-only", "--tmpfs", "/tmp", "-v", f"{ROOT}/jobs/payments:/job:ro")  # noqa: S108 -- inside
+    engine.podman(*run, "--entrypoint", "python", IMAGE, "-c", EVERY_MODULE)
+    assert "1,500" in engine.podman(*run, "--entrypoint", "sh", IMAGE, "-ec", TABLES)
+
+
 def test_the_images_are_small(engine):
     """As a registry holds them, packed as hastily as gzip can: a push makes them smaller. Unpacked, beside the base."""
 
     def unpacked(image):
         return int(engine.podman("image", "inspect", "--format", "{{.Size}}", image))
 
-    for image, target, limit, ours in ((IMAGE, "", 300e6, 490e6), (f"{IMAGE}-worker", "worker", 220e6, 185e6)):
+    for image, target, limit, ours in ((IMAGE, "", 300e6, 380e6), (f"{IMAGE}-worker", "worker", 220e6, 185e6)):
         engine.build(image, target)
         script = f"podman save {image} | gzip -1 | wc -c"
         assert int(engine.run("sh", "-c", script)) < limit
@@ -265,37 +298,121 @@ def test_down_leaves_nothing(composed):
         assert composed.name not in composed.engine.podman(*what.split())
 
 
-def test_up_scale_logs_and_down_by_the_engines_api(engine, tmp_path):
-    name = f"sdk-{uuid.uuid4().hex[:6]}"
-    with engine.served() as address:
-        environment = {**os.environ, "DOCKER_HOST": address, "GRIDSCORE_CLUSTER_NAME": name, "TERM": "dumb"}
-        until(lambda: os.path.exists(address.removeprefix("unix://")))  # noqa: PTH110
+class ByApi:
+    """What the command starts by the engine's API, under a name of our own, for the job payments."""
 
-        def gridscore(*words):
-            command = [sys.executable, "-m", "gridscore.cli", *words]
-            done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, (words, done.stdout, done.stderr)
-            return done.stdout
+    def __init__(self, engine, folder):
+        self.engine, self.folder, self.name = engine, folder, f"sdk-{uuid.uuid4().hex[:6]}"
+        self.environment = os.environ | {"DOCKER_HOST": "", "GRIDSCORE_CLUSTER_NAME": self.name, "TERM": "dumb"}
+        self.service = ExitStack()
 
-        def up():
-            return json.loads(gridscore("up", "--docker", "--heap", "256m", "--cluster-name", name, "--json"))
+    def serve(self):
+        """Start the API, or start it again."""
+        address = self.service.enter_context(self.engine.served(self.environment["DOCKER_HOST"]))
+        self.environment["DOCKER_HOST"] = address
+        until(Path(address.removeprefix("unix://")).exists)
 
+    @contextmanager
+    def without_engine(self):
+        self.service.close()
         try:
-            environment |= up()["environment"]
-            gridscore("load", "jobs/payments/job.yaml", "--lookups", "jobs/payments/lookups")
-            model = str(tmp_path / "model.ubj")
-            subprocess.run([sys.executable, "jobs/payments/train.py", "-o", model], cwd=ROOT, check=True)
-            gridscore("submit", "jobs/payments/job.yaml", "--model", model)
-            for count, said in (
-                (2, "2 workers of payments run in containers.\n"),
-                (1, "1 worker of payments runs in a container.\n"),
-            ):
-                assert gridscore("scale", "payments", f"worker={count}", "--image", IMAGE) == said
-                until(lambda count=count: json.loads(gridscore("jobs", "--json"))[0]["workers"] == count)
-            assert "payments: holds its first partitions" in gridscore("logs")
-            # What is there already goes on.
-            engine.podman("stop", f"gridscore-{name}-payments-worker-1", f"gridscore-{name}-member-1")
-            assert up()["members"] == environment["GRIDSCORE_MEMBERS"].split(",")
+            yield
         finally:
-            gridscore("down")
-        assert name not in engine.podman("ps", "--all")
+            self.serve()
+
+    def start(self):
+        """A member, and the job."""
+        self.environment |= self.up()["environment"]
+        self.gridscore("load", "jobs/payments/job.yaml", "--lookups", "jobs/payments/lookups")
+        model = str(self.folder / "model.ubj")
+        subprocess.run([sys.executable, "jobs/payments/train.py", "-o", model], cwd=ROOT, check=True)
+        self.gridscore("submit", "jobs/payments/job.yaml", "--model", model)
+
+    def gridscore(self, *words):
+        command = [sys.executable, "-m", "gridscore.cli", *words]
+        done = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        return done.stdout
+
+    def up(self):
+        words = ("--heap", "256m", "--cluster-name", self.name, "--json")
+        return json.loads(self.gridscore("up", "--docker", *words))
+
+    def workers(self):
+        return json.loads(self.gridscore("jobs", "--json"))[0]["workers"]
+
+    def containers(self, *words):
+        """The numbers of the workers' containers."""
+        names = self.engine.podman("ps", *words, "--format", "{{.Names}}").split()
+        return sorted(int(each.rpartition("-")[2]) for each in names if f"{self.name}-payments-worker" in each)
+
+    @contextmanager
+    def autoscale(self, *options):
+        """The command, while it runs; given with a function that reads what it says."""
+        said = self.folder / f"{uuid.uuid4().hex}.log"
+        command = [sys.executable, "-m", "gridscore.cli", "autoscale", "payments", "--docker", "--image", IMAGE]
+        with said.open("w") as log, subprocess.Popen([*command, *options], env=self.environment, stderr=log) as process:
+            try:
+                yield process, said.read_text
+            finally:
+                print(said.read_text())
+                process.kill()
+
+
+@pytest.fixture
+def by_api(engine, tmp_path):
+    ours = ByApi(engine, tmp_path)
+    with ours.service:
+        ours.serve()
+        try:
+            ours.start()
+            yield ours
+        finally:
+            ours.gridscore("down")
+    assert ours.name not in engine.podman("ps", "--all")
+
+
+def test_up_scale_logs_and_down_by_the_engines_api(by_api):
+    for count, said in (
+        (2, "2 workers of payments run in containers.\n"),
+        (1, "1 worker of payments runs in a container.\n"),
+    ):
+        assert by_api.gridscore("scale", "payments", f"worker={count}", "--image", IMAGE) == said
+        until(lambda count=count: by_api.workers() == count)
+    assert "payments: holds its first partitions" in by_api.gridscore("logs")
+    # What is there already goes on.
+    by_api.engine.podman("stop", f"gridscore-{by_api.name}-payments-worker-1", f"gridscore-{by_api.name}-member-1")
+    assert by_api.up()["members"] == by_api.environment["GRIDSCORE_MEMBERS"].split(",")
+
+
+def test_autoscale_starts_and_ends_containers_over_its_own_death_and_that_of_the_engine(by_api):
+    engine, ledgers = by_api.engine, f"{by_api.name}-ledger"
+    where = {"MEMBERS": by_api.environment["GRIDSCORE_MEMBERS"], "CLUSTER_NAME": by_api.name}
+    # Any latency is too much: that calls for another worker while events come.
+    growing, calm = ("--max", "2", "--latency", "0.1"), ("--max", "2", "--calm", "5")
+    with kept_ledger(engine, ledgers, "host", **where) as judgement:
+        with by_api.autoscale(*growing) as (autoscale, said):
+            until(lambda: "changes from 1 to 2: p99 is" in said())
+            # In the middle of it: nobody knows whether the second was asked for.
+            autoscale.kill()
+        with by_api.autoscale(*growing) as (autoscale, said):
+            until(lambda: by_api.workers() == 2)
+            assert by_api.containers("--all") == [1, 2]
+            with by_api.without_engine():
+                until(lambda: "Trying again: The container engine does not answer any more." in said())
+                engine.podman("stop", "--time", "15", f"gridscore-{by_api.name}-payments-worker-2")
+            until(lambda: "The number of workers can be changed again." in said())
+            # One that was stopped meanwhile goes on.
+            until(lambda: by_api.containers() == [1, 2] and by_api.workers() == 2)
+            autoscale.terminate()
+            assert autoscale.wait(60) == 0
+        with by_api.autoscale(*calm) as (_, said):
+            until(lambda: "2 workers score for payments; 1 to 2 are allowed" in said())
+            engine.podman("kill", "--signal", "USR1", ledgers)
+            until(lambda: by_api.containers("--all") == [1] and by_api.workers() == 1)
+        judged = judgement()
+    assert judged == {"sent": judged["sent"], "lost": 0, "wrong": 0, "twice": 0}
+    assert judged["sent"] > 1000
+    decisions = json.loads(by_api.gridscore("autoscale", "payments", "--explain", "--json"))
+    assert [each["target"] for each in decisions if each["target"] != each["workers"]][-1] == 1
+    assert "events/s at most, and no backlog for" in decisions[-1]["why"]
