@@ -38,6 +38,7 @@ _CLUSTER, _ROLE, _JOB, _PORT = (_LABEL + name for name in ("cluster", "role", "j
 _CONFIG_FOLDER, _CONFIG_FILE = "/opt/hazelcast", "gridscore.yaml"
 _OVERHEAD_BYTES = 512 << 20  # what a member's JVM takes besides its heap
 _WORKER_BYTES = 1 << 30
+_GOES_ON = ("running", "restarting")
 _STOP_SECONDS = 15  # how long a worker may take to give its partitions back
 
 
@@ -176,6 +177,17 @@ class Containers:
     def workers(self, job: str) -> list[Any]:
         return self._find("worker", job)
 
+    @property
+    @_asked
+    def room(self) -> int:
+        """How many workers the engine has memory for."""
+        return self._memory // _WORKER_BYTES
+
+    @staticmethod
+    def goes_on(container: Any) -> bool:
+        """Whether it runs, or the engine starts it again."""
+        return container.status in _GOES_ON
+
     @_asked
     def scale(
         self, job: str, count: int, settings: GridSettings, image: str, progress: Callable[[str], None] = lambda _: None
@@ -187,12 +199,12 @@ class Containers:
         """
         if settings.tls or settings.username or settings.password or settings.token:
             raise UsageError("Workers in containers get addresses and a name only, no credentials and no TLS.")
-        there = self.workers(job)
+        there = sorted(self.workers(job), key=lambda each: not self.goes_on(each))
         for each in there[count:]:
             each.stop(timeout=_STOP_SECONDS)
             each.remove()
         for each in there[:count]:
-            if each.status != "running":
+            if not self.goes_on(each):
                 self._start(each)
         last = max((int(each.name.rpartition("-")[2]) for each in there), default=0)
         more = max(count - len(there), 0)
@@ -304,8 +316,12 @@ class Containers:
         except APIError as error:
             raise ContainerError(f"{container.name} cannot be started: {error.explanation or error}") from error
 
+    @property
+    def _memory(self) -> int:
+        return int(self._client.info()["MemTotal"])
+
     def _check_memory(self, needed: int, what: str, option: str) -> None:
-        total = int(self._client.info()["MemTotal"])
+        total = self._memory
         if needed > total:
             raise ContainerError(
                 f"{what} may need {needed / 1e9:.1f} GB, but the container engine has {total / 1e9:.1f} GB.",

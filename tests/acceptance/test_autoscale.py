@@ -130,6 +130,7 @@ async def test_a_command_of_the_users_is_told_how_many_are_wanted(cluster, uniqu
         (["--exec", "kubectl scale"], "does not say `{workers}`"),
         (["--exec", "'"], "--exec: No closing quotation"),
         ([], "There is no job"),
+        (["--max", "500"], "partitions, and a worker needs one: --max is "),
         (["--explain"], "There is no job"),
     ],
 )

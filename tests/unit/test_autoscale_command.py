@@ -11,6 +11,7 @@ import pytest
 from test_bad_records import submitted
 
 from gridscore.cli import autoscale
+from gridscore.containers import Containers
 from gridscore.errors import ContainerError, GridError
 from gridscore.job import Jobs
 from gridscore.operations.autoscale import Decision, Load, Policy, keep, kept
@@ -70,6 +71,7 @@ async def test_a_change_that_fails_is_said_once_tried_more_and_more_rarely_and_m
     now[0] += 60
     await scaler.step()
     assert [each.target for each in await kept(grid, "payments")] == [2]
+    assert capsys.readouterr().err.endswith(" The number of workers can be changed again.\n")
 
 
 async def test_nothing_is_changed_while_the_backlog_is_not_known(stub, capsys):
@@ -187,33 +189,67 @@ def test_a_process_of_ours_that_was_killed_is_nobody_elses_while_its_record_stan
     assert autoscale._elsewhere(overview_of(killed, running, elsewhere, (here, 7)), {100, 101}) == 2
 
 
-async def test_a_container_that_was_killed_and_starts_again_ends_no_other(monkeypatch):
-    running, wanted, looks = [1, 2], [], []
+@pytest.fixture
+def followed(monkeypatch):
+    """`autoscale --docker` over looks that see so many workers: what it asks for, its policy, what it begins with."""
 
-    class Containers:
-        def __init__(self, _cluster):
-            pass
+    async def follow_all(looks, statuses, policy=Policy(2, 8), room=8):  # noqa: B008 -- frozen
+        wanted, followed_by = [], []
 
-        def workers(self, _job):
-            return running
+        class Fake(Containers):
+            def __init__(self, _cluster):
+                self._client = SimpleNamespace(info=lambda: {"MemTotal": room << 30})
 
-        def scale(self, _job, count, *_):
-            wanted.append(count)
+            def workers(self, _job):
+                return [SimpleNamespace(status=status) for status in statuses]
 
-    async def follow(_grid, _job, _policy, scale):
-        for count in looks:
-            await scale(2, overview_of(*(("here", pid) for pid in range(count))))
+            def scale(self, _job, count, *_):
+                wanted.append(count)
 
-    monkeypatch.setattr("gridscore.containers.Containers", Containers)
-    monkeypatch.setattr(autoscale, "_follow", follow)
-    connection = SimpleNamespace(members=(), cluster_name="c", tls=False)
-    monkeypatch.setattr(autoscale, "grid_settings", lambda _: connection)
-    looks[:] = 2, 3, 3, 2, 2
-    await autoscale._with_containers(None, "payments", Policy(2, 8), connection, "image")
-    assert wanted == []
-    looks[:] = 2, 3, 3, 3
-    await autoscale._with_containers(None, "payments", Policy(2, 8), connection, "image")
-    assert wanted == [1]
+        async def follow(_grid, _job, policy, scale, begun):
+            followed_by.append((policy, begun))
+            for count in looks:
+                await scale(2, overview_of(*(("here", pid) for pid in range(count))))
+
+        monkeypatch.setattr("gridscore.containers.Containers", Fake)
+        monkeypatch.setattr(autoscale, "_follow", follow)
+        connection = SimpleNamespace(members=(), cluster_name="c", tls=False)
+        monkeypatch.setattr(autoscale, "grid_settings", lambda _: connection)
+        await autoscale._with_containers(None, "payments", policy, connection, "image")
+        return wanted, *followed_by[0]
+
+    return follow_all
+
+
+async def test_a_container_that_was_killed_and_starts_again_ends_no_other(followed):
+    assert (await followed([2, 3, 3, 2, 2], ["running", "restarting"]))[0] == []
+    assert (await followed([2, 3, 3, 3], ["running", "running"]))[0] == [1]
+
+
+@pytest.mark.parametrize("status", ["exited", "created"])
+async def test_a_container_that_does_not_go_on_is_started_again(followed, status):
+    wanted, _, begun = await followed([1], ["running", status])
+    assert (wanted, begun) == ([2], 1)
+
+
+async def test_no_more_containers_are_allowed_than_the_engine_has_memory_for(followed, capsys):
+    assert (await followed([], [], room=3))[1] == Policy(2, 3)
+    assert capsys.readouterr().err == "The container engine has memory for 3 workers: --max is 3, not 8.\n"
+    assert (await followed([], [], room=8))[1] == Policy(2, 8)
+    # Then each attempt says why it fails.
+    assert (await followed([], [], room=1))[1] == Policy(2, 2)
+
+
+async def test_containers_that_an_earlier_command_left_are_waited_for_however_long_ago_that_was(stub):
+    grid, asked = await behind(stub), []
+
+    async def scale(target, _overview):
+        asked.append(target)
+
+    await keep(grid, "payments", Decision(1, 2, "a backlog", int(time.time() * 1000)))
+    await autoscale._Scaler(grid, "payments", Policy(), scale, begun=4).step()
+    await autoscale._Scaler(grid, "payments", Policy(), scale, begun=0).step()
+    assert asked == [4, 1]
 
 
 async def test_a_cluster_that_hangs_is_said(monkeypatch):

@@ -34,11 +34,13 @@ class FakeEngine:
         raise APIError(f"pinging container registry for {name}: no such host")
 
     def list(self, **_):
-        return self.made
+        return list(self.made)
 
     def create(self, _image, name, labels, **how):
         made = SimpleNamespace(name=name, labels=labels, how=how, status="created", attrs={"State": self.state})
         made.put_archive = lambda *_: True
+        made.stop = lambda **_: setattr(made, "status", "exited")
+        made.remove = lambda: self.made.remove(made)
         made.start = lambda: setattr(made, "status", "running")
         made.reload = lambda: setattr(made, "status", "exited")
         made.logs = lambda **_: self.log.encode()
@@ -180,3 +182,16 @@ def test_a_worker_has_little_power(engine):
     Containers("test").scale("flights", 2, GridSettings(members=["127.0.0.1:1"]), "gridscore")
     assert [each.name for each in made] == ["gridscore-test-flights-worker-1", "gridscore-test-flights-worker-2"]
     assert all(each.how["read_only"] and each.how["cap_drop"] == ["ALL"] for each in made)
+
+
+def test_workers_that_run_stay_and_those_that_were_stopped_go_first(engine):
+    made = engine().made
+    containers, settings = Containers("test"), GridSettings(members=["127.0.0.1:1"])
+    containers.scale("flights", 3, settings, "gridscore")
+    first, second, third = made
+    first.stop()
+    containers.scale("flights", 2, settings, "gridscore")
+    assert made == [second, third]
+    third.stop()
+    containers.scale("flights", 2, settings, "gridscore")
+    assert [each.status for each in made] == ["running", "running"]

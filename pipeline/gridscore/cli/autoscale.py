@@ -19,6 +19,7 @@ import typer
 from gridscore.cli.containers import Image  # noqa: TC001 -- typer reads the annotations
 from gridscore.cli.options import Connection, JobName, Json, answered, ask, connected, grid_settings
 from gridscore.cli.output import errors, print_json, print_table, run, safe
+from gridscore.cli.signals import on_signals
 from gridscore.cli.worker import command_of, supervise, supervised
 from gridscore.errors import ContainerError, GridError, GridscoreError, UsageError
 from gridscore.texts import count_text
@@ -128,11 +129,13 @@ async def _run(
     image: str | None = None,
 ) -> int:
     async with connected(connection) as grid:
+        count = grid.partition_count
+        policy = _bounded(policy, count, f"The cluster has {count_text(count, 'partition')}, and a worker needs one")
         if dry_run:
             # Nobody is started, so nobody is late.
-            await _follow(grid, job, dataclasses.replace(policy, start_seconds=math.inf), None)
+            following = _follow(grid, job, dataclasses.replace(policy, start_seconds=math.inf), None)
         elif image is not None:
-            await _with_containers(grid, job, policy, connection, image)
+            following = _with_containers(grid, job, policy, connection, image)
         elif words is not None:
             told: int | None = None
 
@@ -142,10 +145,24 @@ async def _run(
                     await _execute([word.replace("{workers}", str(target)).replace("{job}", job) for word in words])
                     told = target
 
-            await _follow(grid, job, policy, execute)
+            following = _follow(grid, job, policy, execute)
         else:
             return await _with_processes(grid, job, policy, connection)
+        task = asyncio.create_task(following)
+        on_signals(task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError as told:
+            return 130 * (told.args == ("SIGINT",))
         return 0
+
+
+def _bounded(policy: Policy, most: int, why: str) -> Policy:
+    """The policy without workers that could do nothing, or not be started; it is said if there were such."""
+    if policy.most <= most:
+        return policy
+    errors.print(f"{why}: --max is {most}, not {policy.most}.")
+    return dataclasses.replace(policy, least=min(policy.least, most), most=most)
 
 
 async def _with_processes(grid: Grid, job: str, policy: Policy, connection: Connection) -> int:
@@ -183,6 +200,10 @@ async def _with_containers(grid: Grid, job: str, policy: Policy, connection: Con
 
     settings = grid_settings(connection)
     containers = Containers(settings.cluster_name)
+    room, there = await asyncio.to_thread(lambda: (containers.room, containers.workers(job)))
+    policy = _bounded(
+        policy, max(room, policy.least), f"The container engine has memory for {count_text(room, 'worker')}"
+    )
     # A container that was killed starts again beside its own record, which would count as somebody else's worker.
     seen: deque[int] = deque(maxlen=math.ceil(GONE_SECONDS / _LOOK_SECONDS) + 1)
 
@@ -190,22 +211,28 @@ async def _with_containers(grid: Grid, job: str, policy: Policy, connection: Con
         # A container uses our network, and so has our host name.
         workers = await asyncio.to_thread(containers.workers, job)
         seen.append(max(overview.jobs[0].workers - len(workers), 0))
-        if len(workers) != (wanted := max(target - min(seen), 0)):
+        wanted = max(target - min(seen), 0)
+        if len(workers) != wanted or not all(map(containers.goes_on, workers)):
             await asyncio.to_thread(containers.scale, job, wanted, settings, image)
 
-    await _follow(grid, job, policy, resize)
+    await _follow(grid, job, policy, resize, sum(map(containers.goes_on, there)))
 
 
 async def _follow(
-    grid: Grid, job: str, policy: Policy, scale: Callable[[int, Overview], Awaitable[None]] | None
+    grid: Grid,
+    job: str,
+    policy: Policy,
+    scale: Callable[[int, Overview], Awaitable[None]] | None,
+    begun: int | None = None,
 ) -> None:
     """Look, decide and scale, again and again; without `scale` only say what would be done.
 
+    `begun` is how many workers an earlier command has left, though some may be starting; None if that is not known.
     Raises JobError if the job no longer exists.
     """
     from hazelcast.errors import HazelcastError
 
-    scaler = _Scaler(grid, job, policy, scale)
+    scaler = _Scaler(grid, job, policy, scale, begun)
     while True:
         try:
             await scaler.step()
@@ -218,11 +245,16 @@ class _Scaler:
     """Follows one job; see `_follow`."""
 
     def __init__(
-        self, grid: Grid, job: str, policy: Policy, scale: Callable[[int, Overview], Awaitable[None]] | None
+        self,
+        grid: Grid,
+        job: str,
+        policy: Policy,
+        scale: Callable[[int, Overview], Awaitable[None]] | None,
+        begun: int | None = None,
     ) -> None:
         from gridscore.operations.status import Observer
 
-        self._grid, self._job, self._policy, self._scale = grid, job, policy, scale
+        self._grid, self._job, self._policy, self._scale, self._begun = grid, job, policy, scale, begun
         self._observer = Observer(grid, job)
         self._memory: Memory | None = None
         self._said = ""
@@ -279,6 +311,8 @@ class _Scaler:
         """How many workers there are, or were asked for by a command that has ended, and may be starting."""
         from gridscore.operations.autoscale import kept
 
+        if self._begun is not None:
+            return max(status.workers, self._begun)
         last = [] if self._scale is None else (await kept(self._grid, self._job))[-1:]
         if last and 0 <= time.time() - last[0].at / 1000 < self._policy.start_seconds:
             return last[0].target
@@ -297,6 +331,8 @@ class _Scaler:
             self._due = _now() + self._pause
             self.say(f"Trying again: {error}")
             return False
+        if self._pause:
+            self.say("The number of workers can be changed again.")
         self._pause = 0.0
         return True
 
