@@ -35,8 +35,9 @@ from gridscore.features import offline_matrix
 from gridscore.features.tables import lookup_entries, rows_as_json
 from gridscore.grid.writer import MapWriter
 from gridscore.job import load_job
+from gridscore.job.project import shipped
 from gridscore.proving.demo.dataset import load_flights
-from gridscore.proving.demo.training import example_folder, lookups_for, script_of
+from gridscore.proving.demo.training import lookups_for, script_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -92,7 +93,7 @@ class _Example:
 
 
 def _example(name: str, folder: Path, events: int) -> _Example:
-    source, file = example_folder(name), folder / "job.yaml"
+    source, file = shipped(f"jobs/{name}", "job.yaml"), folder / "job.yaml"
     made = yaml.safe_load((source / "job.yaml").read_text())
     for key, value in _WINDOWED[name].items():
         made[key] = {**made[key], **value} if isinstance(made.get(key), dict) else value

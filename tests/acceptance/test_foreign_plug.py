@@ -167,7 +167,7 @@ def test_the_example_distribution_passes_its_tests_and_does_what_its_readme_says
 
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", EXAMPLE / "pyproject.toml", EXAMPLE]
     tests = subprocess.run(words, env=there, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "5 passed" in tests.stdout, tests.stdout + tests.stderr
+    assert "6 passed" in tests.stdout, tests.stdout + tests.stderr
 
     path, where = tmp_path / "shop.db", ("--members", cluster.addresses[0], "--cluster-name", cluster.cluster_name)
     with contextlib.closing(sqlite3.connect(path)) as database:

@@ -1,9 +1,11 @@
 """`gridscore new`: a project's own tests pass at once, whatever it was made of."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +37,10 @@ def new(*words):
     return done.output
 
 
-def check(folder, tests):
+def check(folder, tests, **environment):
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", folder]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    there = os.environ | environment
+    done = subprocess.run(words, cwd=folder, env=there, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert f"{tests} passed" in done.stdout
 
@@ -78,6 +81,27 @@ def test_a_project_of_a_history_trains_for_its_label_and_then_goes_on_with_the_m
     assert json.loads((two / "tests/events.jsonl").read_text())
 
 
+@pytest.mark.parametrize("side", ["source", "sink"])
+def test_a_distribution_for_a_plug_passes_its_tests_and_brings_the_kind(tmp_path, side):
+    folder = tmp_path / "my-queue"
+    assert "pip install" in new(folder, "--plug", side)
+    check(folder, 3, PYTHONPATH=str(folder))
+    # As an installation would.
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    [[group, kinds]] = project["entry-points"].items()
+    info = folder / "gridscore_my_queue-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n" + "".join(f"{kind} = {it}\n" for kind, it in kinds.items()))
+    words = [sys.executable, "-m", "gridscore.cli", side, "my-queue", "--help"]
+    there = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run(words, env=there, capture_output=True, text=True, timeout=60, check=True)
+    assert "--table" in done.stdout
+    other = {"source": "sink", "sink": "source"}[side]
+    everything = [file.read_text() for file in folder.rglob("*") if file.is_file() and "info" not in str(file)]
+    assert not any(re.search(rf"{other}|(?<!\w)sqlite(?!\w)", text) for text in everything if "[project]" not in text)
+
+
 def test_the_lab_of_the_docs_does_what_they_say(tmp_path):
     text = (Path(__file__).parents[2] / "docs/testing.md").read_text()
     block = next(each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "gridscore_lab" in each)
@@ -98,6 +122,8 @@ def test_what_a_project_cannot_be_made_of_is_said(tmp_path, history):
         (["x", "--history", history, "--label", "specis"], "no column `specis`"),
         (["x", "--history", history, "--label", "species", "--key", "no"], "no column `no`"),
         (["x", "--label", "species"], "--label is for a history"),
+        (["x", "--plug", "sink", "--key", "id"], "--plug makes no job"),
+        (["X y", "--plug", "sink"], "cannot be called `X y`"),
     ):
         with pytest.raises(UsageError, match=message):
             new(tmp_path / words[0], *words[1:])

@@ -1,4 +1,4 @@
-"""`gridscore new`: a project for a job."""
+"""`gridscore new`: a project for a job, or a distribution with a source or a sink."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 import io
 import shutil
 from pathlib import Path  # noqa: TC003 -- typer looks
-from typing import TYPE_CHECKING, Annotated, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,13 +15,15 @@ from gridscore.cli.output import console, safe
 from gridscore.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from gridscore.job import Job
 
 
 def new(
-    folder: Annotated[Path, typer.Argument(metavar="NAME", help="Folder to make; its name is the job's.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="NAME", help="Folder to make; its name is the job's, or the kind's.")
+    ],
     *,
     model: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A model (XGBoost UBJ or JSON): its features.")
@@ -35,6 +38,10 @@ def new(
         str | None,
         typer.Option(metavar="COLUMN", help="Of the history: each event's key. Else one that looks like it."),
     ] = None,
+    plug: Annotated[
+        Literal["source", "sink"] | None,
+        typer.Option("--plug", help="Make a kind of source or sink, as a distribution of its own, instead of a job."),
+    ] = None,
 ) -> None:
     """Make a project: job file, training, tests, a workflow for CI, and a README. Its tests pass at once.
 
@@ -42,6 +49,8 @@ def new(
     project is a small example.
 
     Example: [bold]gridscore new fraud --history payments.csv --label fraud[/]
+
+    Example: [bold]gridscore new my-queue --plug source[/]
     """
     from importlib.metadata import version
 
@@ -50,6 +59,14 @@ def new(
 
     if folder.exists():
         raise UsageError(f"`{folder}` exists already.", "Name another folder, or remove it first.")
+    if plug is not None:
+        from gridscore.job.plugs import project as plugs
+
+        if any(given is not None for given in (model, history, label, key)):
+            raise UsageError("--plug makes no job.", "Leave out --model, --history, --label and --key.")
+        _write(folder, plugs.files_of(folder.name, plug))
+        _say_made(folder, "pip install -e '.[test]' && pytest")
+        return
     if label is not None and (history is None or model is not None):
         raise UsageError("--label is for a history, without a model.", "Leave it out, or give --history FILE.")
     name = template.name_of(folder.name)
@@ -81,20 +98,28 @@ def new(
     files = project.files_of(
         name, text, events, version=version("gridscore"), history=copied, label=label or "", key=key
     )
+    if copied and history is None:
+        files[copied] = _csv(rows)
+    _write(folder, files, {copied: history, "model.ubj": model})
+    _say_made(folder, "pytest")
+
+
+def _write(folder: Path, files: Mapping[str, str], copied: Mapping[str, Path | None] = MappingProxyType({})) -> None:
+    """Make the folder with these files, and with copies of others."""
     try:
         for path, content in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(content, encoding="utf-8")
-        if history is not None:
-            shutil.copyfile(history, folder / copied)
-        elif copied:
-            (folder / copied).write_text(_csv(rows), encoding="utf-8")
-        if model is not None:
-            shutil.copyfile(model, folder / "model.ubj")
+        for path, file in copied.items():
+            if file is not None:
+                shutil.copyfile(file, folder / path)
     except OSError as error:
         raise UsageError(f"`{folder}` cannot be written: {error.strerror}.") from None
+
+
+def _say_made(folder: Path, then: str) -> None:
     console.print(f"[bold green]{safe(folder)}[/] is made; its README.md says how to go on:", highlight=False)
-    console.print(f"  cd {safe(folder)} && pytest", highlight=False)
+    console.print(f"  cd {safe(folder)} && {safe(then)}", highlight=False)
 
 
 def _event_of(job: Job) -> dict[str, Any]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from gridscore.errors import GridscoreError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -107,11 +110,9 @@ jobs:
     steps:
       - uses: actions/checkout@v4
       - uses: actions/setup-python@v5
-        with: {python-version: "3.13"}
-      - run: pip install -r requirements.txt
-      - run: gridscore job check job.yaml
-      - run: pytest
-"""
+        with: {{python-version: "3.13"}}
+      - run: pip install {install}
+{commands}"""
 
 _README = """\
 # {name}
@@ -133,6 +134,24 @@ gridscore worker
 {load}gridscore watch {name} --from oldest
 ```
 """
+
+
+def shipped(folder: str, file: str) -> Path:
+    """A folder with this file, of those that are shipped: in the package when installed, beside it in a checkout.
+
+    Raises:
+        GridscoreError: It is in neither place.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for each in (package / folder, package.parents[1] / folder):
+        if (each / file).is_file():
+            return each
+    raise GridscoreError(f"{folder} is missing from this installation.", "Install gridscore again.")
+
+
+def workflow(install: str, *commands: str) -> str:
+    """The file for CI: what pip installs, then these commands."""
+    return _WORKFLOW.format(install=install, commands="".join(f"      - run: {each}\n" for each in commands))
 
 
 def example() -> list[dict[str, Any]]:
@@ -170,7 +189,7 @@ def files_of(
             place="model" if trains else 'PROJECT / "model.ubj"',
             parity=_PARITY.format(history=history) if history else "",
         ),
-        ".github/workflows/test.yml": _WORKFLOW,
+        ".github/workflows/test.yml": workflow("-r requirements.txt", "gridscore job check job.yaml", "pytest"),
         "requirements.txt": f"gridscore>={version}\npytest>=8.3\n",
         ".gitignore": ".venv/\n__pycache__/\n" + ("model.ubj\n" if trains else ""),
         "README.md": _README.format(

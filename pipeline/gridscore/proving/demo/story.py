@@ -18,6 +18,7 @@ from gridscore.errors import GridError, JobError, ModelError, UsageError
 from gridscore.grid import GridSettings, connect
 from gridscore.grid.member import Cluster, running_cluster
 from gridscore.job import load_job
+from gridscore.job.project import shipped
 from gridscore.leash import LeashedProcess
 from gridscore.operations.status import job_status
 from gridscore.proving.demo.dataset import LATE_MINUTES, events, load_flights, require_extras
@@ -26,7 +27,7 @@ from gridscore.proving.demo.replay import STALLED_SECONDS, Replay
 from gridscore.proving.demo.report import Report, check_results, judge, latency_percentiles
 from gridscore.proving.demo.signals import interruptible, interruptible_task, undisturbed
 from gridscore.proving.demo.stage import clear_stage, put_lookups, ring_per_partition, until_scoring, written_results
-from gridscore.proving.demo.training import example_folder, lookups_for, trained_model
+from gridscore.proving.demo.training import lookups_for, trained_model
 from gridscore.proving.demo.view import LiveView, Step
 from gridscore.texts import count_text
 
@@ -111,7 +112,7 @@ class _Story:
 
     def tell(self, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> tuple[Report, GridSettings]:
         options, step = self._options, self._step
-        folder = example_folder(EXAMPLE)
+        folder = shipped(f"jobs/{EXAMPLE}", "job.yaml")
         job = load_job(folder / "job.yaml")
         _make_folder(options.output)
         with step("Starting a Hazelcast cluster") as at:

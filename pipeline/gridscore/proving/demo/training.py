@@ -7,13 +7,13 @@ import importlib.util
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gridscore.errors import GridscoreError
 from gridscore.proving.demo.dataset import demo_cache
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
     from gridscore.job import Job
@@ -29,18 +29,6 @@ class TrainedModel:
     path: Path  # the file
     metrics: dict[str, float]  # of its training
     cached: bool  # whether an earlier run has trained it
-
-
-def example_folder(name: str) -> Path:
-    """A folder of `jobs/`: inside the package when installed, at the top of the repository in a checkout.
-
-    Raises GridscoreError if it is in neither place.
-    """
-    package = Path(__file__).resolve().parents[2]
-    for jobs in (package / "jobs", package.parents[1] / "jobs"):
-        if (jobs / name / "job.yaml").is_file():
-            return jobs / name
-    raise GridscoreError(f"jobs/{name} is missing from this installation.", "Install gridscore again.")
 
 
 def lookups_for(job: Job, flights: Flights) -> dict[str, pd.DataFrame]:
