@@ -1,6 +1,9 @@
 """A shell that completes a word gets the names in the cluster, soon; and nothing else, whatever happens."""
 
 import os
+import pty
+import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -56,6 +59,58 @@ def test_names_of_the_cluster_are_offered(offered, cluster, unique):
     # A shell puts names into the command line as they are.
     assert offered(f"gridscore load --to lookups.{unique}") == [f"lookups.{unique}"]
     assert offered(f"gridscore source logfile --to lookups.{unique}") == [f"lookups.{unique}"]
+
+
+@pytest.fixture
+def typing(environment, tmp_path):
+    """What a person sees in zsh who types these, a tab after each, once the text is there."""
+
+    def go(*typed, until):
+        screen, keyboard = pty.openpty()
+        here = environment | {
+            "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
+            "PS1": "% ",
+            "TERM": "dumb",
+        }
+        shell = shutil.which("zsh")
+        with subprocess.Popen(
+            [shell, "-f", "-i"], stdin=keyboard, stdout=keyboard, stderr=keyboard, env=here, cwd=tmp_path
+        ) as zsh:
+            try:
+                os.write(screen, b'autoload -U compinit; compinit -u -D; eval "$(gridscore --show-completion)"\n')
+                seen = ""
+                for each in typed:
+                    os.write(screen, f"{each}\t".encode())
+                while until not in seen:
+                    assert select.select([screen], [], [], 60)[0], seen
+                    seen += os.read(screen, 65536).decode(errors="replace")
+            finally:
+                zsh.kill()
+                os.close(screen)
+                os.close(keyboard)
+
+    return go
+
+
+@pytest.mark.skipif(not shutil.which("zsh"), reason="no zsh")
+def test_zsh_completes_commands_and_names(typing, cluster, unique):
+    with_client(cluster, lambda client: client.put_events(f"lookups.{unique}", {"a": {"x": 1}}))
+    typing("gridscore loa", f"--to lookups.{unique[:6]}", until=f"--to lookups.{unique} ")
+
+
+@pytest.mark.skipif(not shutil.which("fish"), reason="no fish")
+def test_fish_completes_commands_and_names_and_breaks_no_help_into_lines(environment, cluster, unique):
+    with_client(cluster, lambda client: client.put_events(f"lookups.{unique}", {"a": {"x": 1}}))
+    here = environment | {"PATH": f"{Path(sys.executable).parent}:{environment['PATH']}"}
+    lines = ("gridscore mod", f"gridscore load --to lookups.{unique[:6]}", "gridscore model show --mem")
+    asked = "; ".join(["gridscore --show-completion | source", *(f"complete -C '{line}'" for line in lines)])
+    done = subprocess.run(
+        [shutil.which("fish"), "-c", asked], env=here, capture_output=True, text=True, timeout=120, check=True
+    )
+    command, name, option = done.stdout.splitlines()
+    assert command.startswith("model\tModels in the cluster")
+    assert name == f"lookups.{unique}"
+    assert option.endswith("that `gridscore up` runs on this machine.")
 
 
 def test_a_cluster_that_is_silent_offers_nothing():

@@ -194,6 +194,7 @@ def _typed() -> list[str]:
     ended = threading.Timer(_COMPLETION_SECONDS, os._exit, (0,))
     ended.daemon = True
     ended.start()
+    os.environ["COLUMNS"] = "10000"  # fish takes each line for an offer, also of a help that is broken into lines
     return (os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()[1:]
 
 
