@@ -17,7 +17,7 @@ from rich.console import Console
 
 from gridscore import cli
 from gridscore.cli import output, watch
-from gridscore.cli.output import json_text, print_table, safe, visible
+from gridscore.cli.output import json_text, print_table, safe, visible, with_moments
 from gridscore.client.results import Result
 from gridscore.errors import UsageError
 
@@ -85,10 +85,29 @@ def test_a_narrow_terminal_folds_the_last_column_only(screen):
     assert " ".join(lines[1:]).count("word") == 12
 
 
-def test_a_terminal_too_narrow_for_the_figures_loses_none(screen):
-    printed = screen(20)
-    print_table(("JOB", "EVENTS", "LAG"), [("flights-of-2013", 12_345_678, 99_999)], empty="")
-    assert printed().splitlines()[1].split() == ["flights-of-2013", "12,345,678", "99,999"]
+def test_a_terminal_too_narrow_for_the_figures_has_a_line_for_each(screen):
+    printed = screen(24)
+    rows = [("flights-of-2013", 12_345_678, 99_999, ""), ("payments", 0, None, "late " * 9)]
+    print_table(("JOB", "EVENTS", "LAG", "WHY"), rows, empty="")
+    one, two = printed().rstrip().split("\n\n")
+    assert [line.split() for line in one.splitlines()] == [
+        ["JOB", "flights-of-2013"],
+        ["EVENTS", "12,345,678"],
+        ["LAG", "99,999"],
+    ]
+    assert max(map(len, two.splitlines())) <= 24
+    assert two.split()[:4] == ["JOB", "payments", "EVENTS", "0"]
+    assert two.count("late") == 9
+
+
+def test_times_of_records_are_as_all_of_json_has_them():
+    record = {"name": "x", "seen_at": 1_764_470_000_123, "error_at": 0, "jobs": [{"committed_at": 1_764_470_000_000}]}
+    assert with_moments(record) == {
+        "name": "x",
+        "seen_at": "2025-11-30T02:33:20.123Z",
+        "error_at": None,
+        "jobs": [{"committed_at": "2025-11-30T02:33:20.000Z"}],
+    }
 
 
 def test_long_keys_are_cut(screen):

@@ -18,7 +18,7 @@ import typer
 
 from gridscore.cli.containers import Image  # noqa: TC001 -- typer reads the annotations
 from gridscore.cli.options import Connection, JobName, Json, answered, ask, connected, grid_settings
-from gridscore.cli.output import errors, print_json, print_table, run, safe
+from gridscore.cli.output import errors, moment_at, print_json, print_table, run, safe
 from gridscore.cli.signals import on_signals
 from gridscore.cli.worker import command_of, supervise, supervised
 from gridscore.errors import ContainerError, GridError, GridscoreError, UsageError
@@ -368,7 +368,12 @@ def _explain(job: str, connection: Connection, *, as_json: bool) -> None:
 
     found = ask(connection, main)
     if as_json:
-        print_json([{"at": each.at, "workers": each.workers, "target": each.target, "why": each.why} for each in found])
+        print_json(
+            [
+                {"at": moment_at(each.at / 1000), "workers": each.workers, "target": each.target, "why": each.why}
+                for each in found
+            ]
+        )
         return
     rows = [
         (dt.datetime.fromtimestamp(each.at / 1000).astimezone().isoformat(" ", "seconds"), each.target, each.why)

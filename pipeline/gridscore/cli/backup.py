@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gridscore.cli.options import Connection, Json, run_on, valid, working
-from gridscore.cli.output import console, counted, errors, print_json, print_table, say
+from gridscore.cli.output import console, counted, errors, moment_at, print_json, print_table, say
 from gridscore.errors import UsageError
 from gridscore.texts import duration_text
 
@@ -117,7 +117,8 @@ def restore(
 
     steps = run_on(connection, main)
     if as_json:
-        print_json({"restored": not dry_run, **to_json(point, steps)})
+        times = {"at": moment_at(point.at), "positions_at": moment_at(point.positions_at)}
+        print_json({"restored": not dry_run, **to_json(point, steps), **times})
         return
     rows = [(step.map, len(step.missing), step.there, step.other) for step in steps]
     print_table(("MAP", "RESTORED" if not dry_run else "TO RESTORE", "THERE", "DIFFERENT"), rows, empty="")
@@ -149,8 +150,8 @@ def _positions_text(point: Point) -> str:
 def _to_json(point: Point) -> dict[str, object]:
     return {
         "point": point.number,
-        "at": point.at,
-        "positions_at": point.positions_at,
+        "at": moment_at(point.at),
+        "positions_at": moment_at(point.positions_at),
         "held": point.held,
         "positions": len(point.positions),
         "maps": sorted(point.maps),

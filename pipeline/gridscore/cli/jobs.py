@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gridscore.cli.options import AllowChanged, App, Connection, JobName, Json, Override, Why, ask, run_on
-from gridscore.cli.output import console, one_line, print_json, print_table, print_warnings, safe
+from gridscore.cli.output import console, one_line, print_json, print_table, print_warnings, safe, with_moments
 from gridscore.cli.state import fill, moment_of, told_of
 from gridscore.errors import GridscoreError, UsageError
 
@@ -180,7 +180,7 @@ def jobs(context: typer.Context, *, connection: Connection, as_json: Json = Fals
     if as_json:
         gone = [{"name": name, "state": GONE, "error": orphaned(name).text} for name in flow.gone]
         invalid = [{"name": each.key, "state": INVALID, "error": str(each)} for each in flow.invalid]
-        print_json([*(status.to_json() for status in statuses), *gone, *invalid])
+        print_json(with_moments([*(status.to_json() for status in statuses), *gone, *invalid]))
         return
     columns = ("JOB", "STATE", "WORKERS", "PARTITIONS", "EVENTS", "EVENTS/S", "LAG", "DEAD", "LOST", "MODEL")
     rows: list[tuple[Any, ...]] = []

@@ -7,6 +7,7 @@ Keys, events, names and messages come from anywhere, and must not act as termina
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 import os
 import shlex
@@ -22,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gridscore.errors import UsageError
-from gridscore.texts import NOT_LAYOUT
+from gridscore.texts import NOT_LAYOUT, moment_text
 from gridscore.texts import visible as visible  # noqa: PLC0414 -- the commands take it from here
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, ProgressColumn
 
+_MILLISECONDS = frozenset({"began_at", "committed_at", "error_at", "last_at", "lost_at", "seen_at"})
 _PIPE_WIDTH = 10_000
 _CELL = 60  # most characters of a cell that is not in the last column
 _LAST_CELL = 10  # least characters of the last column, however narrow the terminal
@@ -107,6 +109,21 @@ def say(text: Any, style: str | None = None, *, to: Console | None = None, layou
     (to or errors).print(visible(text, layout=layout), style=style, markup=False)
 
 
+def with_moments(value: Any) -> Any:
+    """It, with our records' milliseconds as all of `--json` has times: RFC 3339 in UTC, null for never."""
+    if isinstance(value, dict):
+        return {
+            name: moment_at(each / 1000) if name in _MILLISECONDS and isinstance(each, int) else with_moments(each)
+            for name, each in value.items()
+        }
+    return [with_moments(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def moment_at(seconds: float) -> str | None:
+    """A time in seconds since 1970 as `--json` has it; None for 0, which is never."""
+    return moment_text(dt.datetime.fromtimestamp(seconds, dt.UTC)) if seconds else None
+
+
 def print_json(value: Any) -> None:
     """Print a value as indented JSON, without colours."""
     sys.stdout.write(json_text(value, indent=2) + "\n")
@@ -141,7 +158,8 @@ def print_warnings(texts: Iterable[str]) -> None:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
     """Print rows under column names; numbers to the right; the text `empty` if there is none.
 
-    Only the last column is folded where the terminal is narrow, so let it be the one with the long texts.
+    Only the last column is folded where the terminal is narrow, so let it be the one with the long texts. Where that is
+    not enough, each row is a paragraph, with a line for each cell that has something.
     """
     rows = [list(row) for row in rows]
     if not rows:
@@ -161,10 +179,19 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty:
         table.add_row(*map(Text, row))
     gap = 2 if sum(widths) + 2 * last <= console.width else 1
     table.padding = (0, gap, 0, 0)
-    needed = sum(widths) + gap * last
-    if needed > console.width:
-        table.width = needed  # the terminal breaks the lines: better than to leave out figures
-    console.print(table, crop=False)
+    if sum(widths) + gap * last <= console.width:
+        console.print(table, crop=False)
+        return
+    for number, values in enumerate(rows):
+        paragraph = Table(box=None, pad_edge=False, show_header=False)
+        paragraph.add_column(style="bold", no_wrap=True)
+        paragraph.add_column(overflow="fold")
+        for column, value in zip(columns, values, strict=True):
+            if value not in (None, ""):
+                paragraph.add_row(column, Text(_cell(value)))
+        if number:
+            console.print()
+        console.print(paragraph, crop=False)
 
 
 def _cell(value: Any, length: int | None = None) -> str:

@@ -11,7 +11,7 @@ import typer
 from gridscore.cli.logs import Format, LogFormat
 from gridscore.cli.metrics import Metrics, address_of, exposed
 from gridscore.cli.options import App, Connection, Json, ask, run_on, working
-from gridscore.cli.output import console, one_line, print_json, print_table, say
+from gridscore.cli.output import console, one_line, print_json, print_table, say, with_moments
 from gridscore.cli.plug_run import Line, run_until_told, running
 from gridscore.cli.plugs import PlugGroup, chosen, note_of_map
 from gridscore.sinks.base import KINDS
@@ -67,7 +67,7 @@ def list_(*, connection: Connection, as_json: Json = False) -> None:
 
     found = ask(connection, sink_statuses)
     if as_json:
-        print_json([each.to_json() for each in found])
+        print_json(with_moments([each.to_json() for each in found]))
         return
     columns = ("NAME", "KIND", "MAP", "STATE", "PROCESSES", "LAG", "RESULTS/S", "LOST", "DEAD LETTERS", "LAST ERROR")
     rows = []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gridscore.cli.options import App, Connection, JobName, Json, ask, run_on
-from gridscore.cli.output import console, counted, print_json, print_table, safe
+from gridscore.cli.output import console, counted, moment_at, print_json, print_table, safe
 from gridscore.errors import UsageError
 from gridscore.texts import count_text
 
@@ -53,7 +53,7 @@ def show(
 
     found = ask(connection, main)
     if as_json:
-        print_json({"job": job, "entity": entity, **dataclasses.asdict(found)})
+        print_json({"job": job, "entity": entity, **dataclasses.asdict(found), "newest": moment_at(found.newest)})
         return
     rows = [(text, value) for text, value in found.values.items()]
     print_table(("WINDOW", "NOW"), rows, empty="")
@@ -101,7 +101,8 @@ def load(
 
     found = run_on(connection, main)
     if as_json:
-        print_json({"job": job, "history": str(history), "dry_run": dry_run, **dataclasses.asdict(found)})
+        value = {**dataclasses.asdict(found), "newest": moment_at(found.newest)}
+        print_json({"job": job, "history": str(history), "dry_run": dry_run, **value})
         return
     console.print(f"[bold]{safe(job)}[/]: {told_of(found, until, dry_run=dry_run)}", highlight=False, soft_wrap=True)
 

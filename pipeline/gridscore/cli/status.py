@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gridscore.cli.options import Connection, Json, answered, job_names, run_on
-from gridscore.cli.output import console, errors, print_json, safe
+from gridscore.cli.output import console, errors, print_json, safe, with_moments
 from gridscore.errors import UsageError
 from gridscore.texts import count_text, duration_text, milliseconds_text
 
@@ -79,7 +79,7 @@ def status(
     findings = history.findings(late_seconds=late)
     if as_json:
         workers = [worker.id for worker in flow.overview.workers]
-        print_json({"healthy": findings.all_well, **to_json(flow, findings), "workers": workers})
+        print_json(with_moments({"healthy": findings.all_well, **to_json(flow, findings), "workers": workers}))
     else:
         if acknowledged:
             lost, regressions = acknowledged["lost"], acknowledged["regressions"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gridscore.cli.options import Connection, job_names, run_on
-from gridscore.cli.output import console, json_text
+from gridscore.cli.output import console, json_text, with_moments
 from gridscore.cli.signals import on_signals
 from gridscore.texts import clock_text, count_text, moment_text
 
@@ -91,7 +91,7 @@ class _Screen:
         ended = asyncio.Event()
         on_signals(lambda _: ended.set())
         while True:
-            sys.stdout.write(json_text(self._json(), indent=2 if once else None) + "\n")
+            sys.stdout.write(json_text(with_moments(self._json()), indent=2 if once else None) + "\n")
             sys.stdout.flush()
             if once:
                 return

@@ -25,6 +25,7 @@ from gridscore.grid.artifacts import DEFAULT_VERSION, java_executable, member_ja
 from gridscore.grid.launch import START_SECONDS, Launch, MemberExtras, PortTakenError, count_of, death
 from gridscore.grid.ports import HOST, choose_ports
 from gridscore.grid.template import load_template, template_cluster_name
+from gridscore.texts import moment_text
 
 # A member needs room for code, threads and network buffers besides its heap.
 _OVERHEAD_BYTES = 256 << 20
@@ -189,7 +190,7 @@ class Cluster:
             "owner": _identity(os.getpid()),
             "guard": _identity(self._launch.guard_pid),
             "log_files": [str(path) for path in self.log_files],
-            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started_at": moment_text(),
         }
 
     def _write_state(self) -> None:
