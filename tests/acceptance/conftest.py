@@ -3,9 +3,21 @@
 import json
 import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from commands import GRIDSCORE
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """With the compiled loops; made of the source distribution, so that nothing is compiled in the checkout."""
+    folder = tmp_path_factory.mktemp("dist")
+    words = [Path(sys.executable).with_name("uv"), "build", "-q", "-o", folder, Path(__file__).parents[2]]
+    subprocess.run(words, env={**os.environ, "GRIDSCORE_COMPILE": "1"}, check=True)
+    [made] = folder.glob("*.whl")
+    return made
 
 
 @pytest.fixture
