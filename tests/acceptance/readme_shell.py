@@ -2,7 +2,8 @@
 
 import os
 import re
-import shlex
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,41 +12,57 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = {"gridscore": [sys.executable, "-m", "gridscore.cli"], "python": [sys.executable]}
+BASH = shutil.which("bash") or "bash"
 
 
 class Shell:
-    """Runs commands in a folder; ends what goes on running."""
+    """Runs commands in a folder, in which `jobs/` is the project's; ends what goes on running.
+
+    What a line exports, activates or goes into stays so for the next.
+    """
 
     def __init__(self, folder, environment):
-        self.folder, self.environment = folder, environment
-        self.running = {}
+        self.folder, self.running = folder, {}
+        commands = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        self.environment = {**environment, "PATH": commands, "PYTHONUNBUFFERED": "1"}
+        self._state = folder / ".state"
+        self.forget()
+        if not (folder / "jobs").exists():
+            (folder / "jobs").symlink_to(ROOT / "jobs")
 
-    def command(self, line):
-        name, *arguments = shlex.split(line)
-        arguments = [str(ROOT / each) if each.startswith("jobs/") else each for each in arguments]
-        return [*COMMANDS[name], *arguments]
+    def forget(self):
+        """Be as a new one is, in the folder."""
+        self._state.write_text("")
 
-    def run(self, line):
+    def run(self, line, timeout=120, given=""):
+        """Run it to its end; what `given` says goes to it as typed."""
+        after = f'code=$?; {{ export -p; printf "cd %q\\n" "$PWD"; }} > {self._state}; exit $code'
         return subprocess.run(
-            self.command(line),
+            [BASH, "-c", f". {self._state}; {line}\n{after}"],
             cwd=self.folder,
             env=self.environment,
+            input=given,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=timeout,
             check=False,
         )
 
     def start(self, name, line):
+        """Start it, and go on."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(
-                self.command(line), cwd=self.folder, env=self.environment, stdout=log, stderr=log
+                [BASH, "-c", f". {self._state}; exec env {line}"],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
 
-    def stop(self, name):
+    def stop(self, name, number=signal.SIGTERM):
         process = self.running.pop(name)
-        process.terminate()
+        process.send_signal(number)
         try:
             return process.wait(timeout=30)
         except subprocess.TimeoutExpired:
@@ -69,11 +86,11 @@ class Shell:
 
 
 @contextmanager
-def shell_in(folder):
-    """A shell in a folder, with a home of its own and no settings of Gridscore but where its artifacts are."""
+def shell_in(folder, **more):
+    """A shell in a folder, with a home of its own; of Gridscore's settings, where its artifacts are, and `more`."""
     kept = "GRIDSCORE_HAZELCAST"
     environment = {n: value for n, value in os.environ.items() if not n.startswith("GRIDSCORE_") or n == kept}
-    shell = Shell(folder, {**environment, "COLUMNS": "100", "GRIDSCORE_HOME": str(folder / "home")})
+    shell = Shell(folder, {**environment, "COLUMNS": "100", "GRIDSCORE_HOME": str(folder / "home"), **more})
     try:
         yield shell
     finally:
