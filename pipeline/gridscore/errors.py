@@ -196,6 +196,10 @@ class JobError(GridscoreError):
     exit_code = 6
 
 
+class JobNotFoundError(JobError):
+    """There is no such job, or no such dead letter."""
+
+
 class EventsLostError(JobError):
     """The journal has lost events before they were read, and the job says to halt then."""
 
@@ -204,6 +208,10 @@ class ModelError(GridscoreError):
     """A model cannot be read, is not what it says it is, or does not fit its job."""
 
     exit_code = 7
+
+
+class ModelNotFoundError(ModelError):
+    """There is no such model, version or alias."""
 
 
 class ModelMismatchError(ModelError):

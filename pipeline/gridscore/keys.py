@@ -41,8 +41,10 @@ class Role(StrEnum):
     SCORE = "score"  # `POST /score/JOB`, and models by the Open Inference Protocol
     INGEST = "ingest"  # `POST /events/MAP`; and, with `score`, `POST /score/JOB?record=true`
     READ = "read"  # results, and lists of what there is; the dashboard
-    # What the dashboard can do: suspend and resume jobs, promote models, replay and discard dead letters.
+    # What runs: suspend and resume jobs, promote models, replay and discard dead letters.
     OPERATE = "operate"
+    # What may run, and what is removed: job files, models, keys; also past the gates.
+    ADMIN = "admin"
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):

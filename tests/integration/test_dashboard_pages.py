@@ -164,3 +164,51 @@ async def test_somebody_new_finds_who_is_slow_and_which_model_decided_and_why(cl
         await devtools.send("Animation.enable")
         await devtools.send("Animation.setPlaybackRate", {"playbackRate": 100})
         await page.wait_for_selector(".stale", state="visible")
+
+
+async def is_true(page, expression):
+    async with asyncio.timeout(60):
+        while not await page.evaluate(expression):
+            await asyncio.sleep(0.02)
+
+
+LISTEN = """([path, protocols]) => new Promise(done => {
+    const told = [], socket = new WebSocket(location.origin.replace("http", "ws") + path, protocols)
+    window.told = told
+    window.socket = socket
+    socket.onmessage = message => told.push(JSON.parse(message.data))
+    socket.onopen = () => done("open")
+    socket.onerror = () => done("refused")
+})"""
+KEYS = "told.flatMap(each => each.results ?? []).map(each => each.key)"
+
+
+async def test_a_page_listens_by_websocket_and_goes_on_where_it_was_left(cluster, unique, page):
+    name = f"sockets-{unique}"
+    async with (
+        scoring.scoring(cluster, name) as (client, _worker),
+        server_of(client.grid, keys=True) as server,
+        server_of(client.grid, keys=True) as other,
+    ):
+        _, key = await Keys(client.grid).create([Role.READ], [name])
+        path = f"/results/{name}/stream"
+        await scoring.until(lambda: name in server.jobs.records)
+        await page.goto(f"{server.http.address}/dashboard/login")
+        assert await page.evaluate(LISTEN, [path, []]) == "refused"
+        assert await page.evaluate(LISTEN, [path, ["gridscore", key]]) == "open"
+        await client.put_events(f"events.{name}", scoring.events(20))
+        await is_true(page, f"{KEYS}.length >= 20")
+        seen = await page.evaluate(KEYS)
+        place = await page.evaluate("told.map(each => each.id).filter(Boolean).at(-1)")
+        await page.evaluate("socket.close()")
+        await client.put_events(f"events.{name}", scoring.events(20, begin=20))
+        await is_true(page, "socket.readyState === 3")
+        assert await page.evaluate(LISTEN, [f"{path}?last_event_id={place}", ["gridscore", key]]) == "open"
+        await is_true(page, f"{KEYS}.filter(key => Number(key.slice(1)) >= 20).length >= 20")
+        again = await page.evaluate(KEYS)
+        assert set(seen) | set(again) == {f"e{number}" for number in range(40)}
+        # A page of another server may not, though its visitor has a key: its policy, which would keep it, is not ours.
+        foreign = LISTEN.replace("location.origin", f"'{server.http.address}'")
+        await page.route("**/none", lambda route: route.fulfill(body="<p>another's page", content_type="text/html"))
+        await page.goto(f"{other.http.address}/none")
+        assert await page.evaluate(foreign, [path, ["gridscore", key]]) == "refused"

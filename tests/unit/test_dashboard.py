@@ -364,7 +364,7 @@ async def test_a_cluster_that_is_away_is_said():
         await prepared(cluster, PLAIN)
         async with serving(cluster, "plain") as server, client(server) as http:
             await see(http, "/")
-            observed = server._dashboard._observation.watcher._observer
+            observed = server._observation.watcher._observer
 
             async def fails():
                 raise GridError("The members are gone.")

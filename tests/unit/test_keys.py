@@ -108,7 +108,7 @@ async def test_the_grid_holds_no_key_and_a_damaged_record_opens_nothing():
         record = await keys._records.get(key.id)
         assert text.removeprefix(f"gs_{key.id}_") not in record.raw
         assert "digest" not in key.to_json()
-        for damage in ({"digest": ""}, {"roles": []}, {"roles": ["admin"]}, {"expires_at": "never"}):
+        for damage in ({"digest": ""}, {"roles": []}, {"roles": ["root"]}, {"expires_at": "never"}):
             await keys._records.put(key.id, {**record.value, **damage})
             assert await keys.find(text) is None
         await keys._records.put(key.id, record.value)
@@ -148,7 +148,7 @@ async def test_it_does_not_listen_to_strangers_unless_they_show_something(host):
 def test_a_key_is_of_few_names_and_known_roles():
     from gridscore.cli.key import app
 
-    for arguments in (["--role", "admin"], ["--role", "score", "--expires", "soon"], []):
+    for arguments in (["--role", "root"], ["--role", "score", "--expires", "soon"], []):
         assert CliRunner().invoke(app, ["create", *arguments]).exit_code != 0
     digest = "0" * 64
     key = Key(id="0" * 12, roles=(Role.SCORE,), digest=digest, created_at=dt.datetime.now(dt.UTC))

@@ -5,11 +5,16 @@ import json
 from contextlib import asynccontextmanager
 
 import httpx
+import pytest
+import websockets.asyncio.client as sockets
 from serving import JOB, PLAIN, client, prepared, serving, until
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from gridscore.grid.writer import MapWriter
+from gridscore.keys import Keys, Role
 from gridscore.serve import feed as feeds
 from gridscore.serve import streams
+from gridscore.sources.http import gate, protocol
 from gridscore.testing import StubCluster
 
 MAP = "results.plain"
@@ -188,3 +193,205 @@ async def test_a_server_that_stops_tells_listeners_their_place():
             assert (kind, stream.place) == ("end", place)
             assert "no longer read" in said["error"]
             await waiting.__aexit__(None, None, None)
+
+
+# ---------------------------------------------------------------------- by WebSocket
+
+
+@asynccontextmanager
+async def connected(server, path="/results/plain/stream", **options):
+    address = server.http.address.replace("http", "ws", 1) + path
+    async with asyncio.timeout(60), sockets.connect(address, **options) as socket:
+        yield socket
+
+
+async def refused(server, path="/results/plain/stream", **options):
+    with pytest.raises(InvalidStatus) as error:
+        async with connected(server, path, **options):
+            pass
+    return error.value.response.status_code
+
+
+async def told(socket):
+    return json.loads(await socket.recv())
+
+
+async def results_of(socket, count):
+    """Results, and the place that was told last."""
+    found, place = [], None
+    while len(found) < count:
+        message = await told(socket)
+        found += message.get("results", ())
+        place = message.get("id", place)
+    return found, place
+
+
+async def test_a_websocket_tells_the_same_and_goes_on_where_it_was_left(monkeypatch):
+    monkeypatch.setattr(streams, "PLACE_SECONDS", 0.0)
+    async with StubCluster(partitions=1) as cluster:
+        await prepared(cluster, PLAIN)
+        async with serving(cluster, "plain") as server, client(server) as http:
+            odd_ones = "/results/plain/stream?decision=odd"
+            async with connected(server) as socket, connected(server, odd_ones) as odd, listening(http) as stream:
+                assert set(await told(socket)) == set(await told(odd)) == {"id"}
+                await write(cluster, *range(6))
+                found, place = await results_of(socket, 6)
+                assert found[0] == {"key": "k0", "score": 0, "decision": "even"}
+                assert [each["key"] for each in found] == [f"k{n}" for n in range(6)]
+                assert [each["key"] for each in (await results_of(odd, 3))[0]] == ["k1", "k3", "k5"]
+                assert await stream.keys(6) == [each["key"] for each in found]
+                assert len(server._streams._feeds) == 1  # one reader for both doors
+            await until(lambda: server._streams.listeners == 0)
+            await write(cluster, 6, 7)
+            # From the place of either by either.
+            async with connected(server, f"/results/plain/stream?last_event_id={place}") as again:
+                assert [each["key"] for each in (await results_of(again, 2))[0]] == ["k6", "k7"]
+            async with listening(http, place=place) as by_events:
+                assert await by_events.keys(2) == ["k6", "k7"]
+            await until(lambda: server.http.connections._all.count == 1)  # of `http`
+
+
+async def test_a_websocket_that_reads_slowly_is_cut_off_and_misses_nothing_all_the_same(monkeypatch):
+    monkeypatch.setattr(feeds, "KEPT_BYTES", 2_000)
+    monkeypatch.setattr(protocol, "STALLED_SECONDS", 30.0)
+    async with StubCluster(partitions=2) as cluster:
+        await prepared(cluster, PLAIN)
+        async with serving(cluster, "plain") as server:
+            large = b'{"score": %d, "decision": "%s", "why": "' + b"x" * 500_000 + b'"}'
+            async with connected(server, max_queue=1, max_size=None) as slow:
+                place = (await told(slow))["id"]
+                await write(cluster, *range(60), text=large)  # far more than sockets hold
+                found, last = [], {}
+                while last.get("event") != "cut":
+                    last = await told(slow)
+                    found += last.get("results", ())
+                    place = last.get("id", place)
+                assert "not taken as fast" in last["error"]
+                with pytest.raises(ConnectionClosed) as closed:
+                    await slow.recv()
+                assert closed.value.rcvd.code == 1013
+            assert len(found) < 60
+            async with connected(server, f"/results/plain/stream?last_event_id={place}", max_size=None) as again:
+                while len({each["key"] for each in found}) < 60:
+                    found += (await results_of(again, 1))[0]
+            assert {each["key"] for each in found} == {f"k{number}" for number in range(60)}
+            await until(lambda: server.http.connections._all.count == 0)
+
+
+async def test_who_reads_nothing_at_all_is_dropped(monkeypatch):
+    monkeypatch.setattr(protocol, "STALLED_SECONDS", 0.2)
+    async with StubCluster(partitions=2) as cluster:
+        await prepared(cluster, PLAIN)
+        async with serving(cluster, "plain") as server:
+            async with raw(server) as (reader, writer):
+                writer.write(HANDSHAKE)
+                assert b"101 Switching" in await reader.readuntil(b"\r\n")
+                writer.transport.pause_reading()
+                assert server._streams.listeners == 1
+                large = b'{"score": %d, "decision": "%s", "why": "' + b"x" * 500_000 + b'"}'
+                await write(cluster, *range(60), text=large)
+                await until(lambda: server._streams.listeners == 0)
+            await until(lambda: server.http.connections._all.count == 0)
+
+
+HANDSHAKE = (
+    b"GET /results/plain/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+STATUSES = [f"HTTP/1.1 {status}".encode() for status in (400, 405, 426)]
+
+
+@asynccontextmanager
+async def raw(server):
+    host, _, port = server.http.address.partition("://")[2].rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        async with asyncio.timeout(60):
+            yield reader, writer
+    finally:
+        writer.close()
+
+
+async def test_what_is_not_a_listener_gets_no_websocket(monkeypatch, caplog):
+    async with StubCluster(partitions=8) as cluster:
+        await prepared(cluster, PLAIN)
+        async with serving(cluster, "plain") as server:
+            async with connected(server) as socket:
+                await told(socket)
+                await (await socket.ping())  # is answered
+                await socket.send("hello")
+                with pytest.raises(ConnectionClosed) as closed:
+                    await socket.recv()
+                assert closed.value.rcvd.code == 1003
+            for path in ("/", "/score/plain", "/results/none/stream", "/control/jobs", "/healthz"):
+                assert await refused(server, path) == 404
+            assert await refused(server, "/results/plain/stream?last_event_id=x") == 400
+            for wrong in (
+                HANDSHAKE.replace(b"GET", b"POST"),
+                HANDSHAKE.replace(b"Key: dGh", b"Kay: dGh"),
+                HANDSHAKE.replace(b"Version: 13", b"Version: 1"),
+                HANDSHAKE.replace(b"Host: x", b"Host: x\r\n" + b"A: b\r\n" * 300),
+                HANDSHAKE.replace(b"Host: x", b"Host: " + b"x" * 20_000),
+            ):
+                async with raw(server) as (reader, writer):
+                    writer.write(wrong)
+                    assert (await reader.read())[:12] in STATUSES, wrong[:40]
+            # One behind a request that is not answered yet would write into its answer.
+            async with raw(server) as (reader, writer):
+                writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" + HANDSHAKE)
+                assert b"101" not in await reader.read()
+            monkeypatch.setattr(streams, "MAX_LISTENERS", 1)
+            async with connected(server) as socket:
+                await told(socket)
+                assert await refused(server) == 503
+            await until(lambda: server.http.connections._all.count == server._streams.listeners == 0)
+        assert caplog.records == []  # strangers fill no log
+
+
+async def test_a_websocket_needs_a_key_and_a_page_that_may(monkeypatch):
+    monkeypatch.setattr(gate, "WAIT_SECONDS", 0.0)
+    async with StubCluster(partitions=8) as cluster:
+        gridscore = await prepared(cluster, PLAIN)
+        (_, reads), (_, scores) = [await Keys(gridscore.grid).create([role]) for role in (Role.READ, Role.SCORE)]
+        _, other = await Keys(gridscore.grid).create([Role.READ], ["cards"])
+        friend = "https://shop.example"
+        async with serving(cluster, "plain", keys=True, allow_origin=[friend]) as server:
+            assert await refused(server) == 401
+            assert await refused(server, subprotocols=["gridscore", "gs_wrong"]) == 401
+            assert await refused(server, subprotocols=["other", reads]) == 401
+            for text in (scores, other):
+                assert await refused(server, subprotocols=["gridscore", text]) == 403
+                assert await refused(server, additional_headers={"Authorization": f"Bearer {text}"}) == 403
+            shown = {"subprotocols": ["gridscore", reads]}
+            for origin in (None, friend, server.http.address):
+                async with connected(server, origin=origin, **shown) as socket:
+                    assert "id" in await told(socket)
+                    assert socket.subprotocol == "gridscore"
+            async with connected(server, additional_headers={"Authorization": f"Bearer {reads}"}) as socket:
+                assert socket.subprotocol is None
+            for origin in ("https://evil.example", "null"):
+                assert await refused(server, origin=origin, **shown) == 403
+        async with serving(cluster, "plain") as server:
+            evil = {"origin": "http://evil.example"}
+            assert await refused(server, **evil) == 403
+            # A name that resolves to this machine (DNS rebinding): origin and host are the same.
+            port = server.http.address.rpartition(":")[2]
+            async with raw(server) as (reader, writer):
+                name = f"Host: evil.example:{port}\r\nOrigin: http://evil.example:{port}".encode()
+                writer.write(HANDSHAKE.replace(b"Host: x", name))
+                assert b" 403 " in await reader.readuntil(b"\r\n")
+
+
+async def test_a_server_that_stops_tells_websockets_their_place():
+    async with StubCluster(partitions=8) as cluster:
+        await prepared(cluster, PLAIN)
+        async with serving(cluster, "plain") as server, connected(server) as socket:
+            place = (await told(socket))["id"]
+            server.stop()
+            last = await told(socket)
+            assert (last["event"], last["id"]) == ("end", place)
+            with pytest.raises(ConnectionClosed) as closed:
+                await socket.recv()
+            assert closed.value.rcvd.code == 1012

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
 from gridscore.cli.options import App, Connection, Json, ask, job_names, run_on, valid, working
 from gridscore.cli.output import confirmed, console, print_json, print_table, progress_bar, run, say, visible
 
 if TYPE_CHECKING:
-    from gridscore.dead_letters.letters import DeadLetter, Listed
+    from gridscore.dead_letters.letters import Listed
     from gridscore.grid import Grid
-    from gridscore.job import JobRecord
     from gridscore.operations.removal import Choice, Removed
     from gridscore.operations.replay import Replayed
     from gridscore.scoring.superseded import By
@@ -24,20 +22,6 @@ JobName = Annotated[
     str, typer.Argument(help="Name of the job, source or sink.", autocompletion=job_names, show_default=False)
 ]
 WithEvents = Annotated[bool, typer.Option("--with-events", help="Remove the events themselves, too; of a job.")]
-
-
-async def _check(grid: Grid, name: str) -> JobRecord | None:
-    """The job of that name, if it is one; None for a source or a sink.
-
-    Raises JobError if there is none of that name: a misspelt one is an error, not an empty list.
-    """
-    from gridscore.dead_letters.letters import map_of, owner_of
-    from gridscore.job import Jobs
-
-    record = await Jobs(grid).find(name)
-    if record is None and await owner_of(grid, name) is None and not await grid.has_map(map_of(name)):
-        await Jobs(grid).get(name)
-    return record
 
 
 @app.command("list")
@@ -55,18 +39,18 @@ def list_(
 
     Example: [bold]gridscore dead-letters list flights[/]
     """
-    from gridscore.dead_letters.letters import Listed, get_letter, list_letters
+    from gridscore.dead_letters.letters import Listed, get_letter, job_of, list_letters
     from gridscore.scoring.superseded import superseded
 
     async def main(grid: Grid) -> tuple[int, list[Listed], dict[str, By]]:
-        record = await _check(grid, job)
+        record = await job_of(grid, job)
         last = Listed(before, await get_letter(grid, job, before)) if before else None
         total, letters = await list_letters(grid, job, limit, last)
         return total, letters, await superseded(grid, record.job, (each.dead for each in letters)) if record else {}
 
     total, letters, over = ask(connection, main)
     if as_json:
-        print_json([_plain(letter_id, dead, over.get(dead.id)) for letter_id, dead in letters])
+        print_json([each.to_json(over.get(each.dead.id, "")) for each in letters])
         return
     rows = []
     for letter_id, dead in letters:
@@ -91,11 +75,11 @@ def show(
 
     Example: [bold]gridscore dead-letters show flights 17-9af3c0015b2e77d0[/]
     """
-    from gridscore.dead_letters.letters import get_letter
+    from gridscore.dead_letters.letters import Listed, get_letter
 
     dead = ask(connection, lambda grid: get_letter(grid, job, key))
     if as_json:
-        print_json(_plain(key, dead))
+        print_json(Listed(key, dead).to_json())
         return
     names = ("partition", "sequence") if not dead.origin else ("origin",)
     for name in ("job", "map", *names, "key", "stage", "error", "at", "size"):
@@ -236,13 +220,13 @@ def discard(
 async def _remove(
     name: str, choice: Choice, connection: Connection, *, with_events: bool, dry_run: bool = False
 ) -> Removed:
-    from gridscore.dead_letters.letters import map_of
+    from gridscore.dead_letters.letters import job_of, map_of
     from gridscore.errors import UsageError
     from gridscore.grid import transport
     from gridscore.operations.removal import Removed, remove
 
     async with working(connection) as grid:
-        record = await _check(grid, name)
+        record = await job_of(grid, name)
         if record is None and (with_events or choice.superseded):
             option = "--with-events" if with_events else "--superseded"
             raise UsageError(f"{option} only applies to a job, and `{name}` is not a job.", "Leave it out.")
@@ -258,8 +242,7 @@ async def _remove(
 
 def _say(job: str, found: Removed, dry_run: bool, as_json: bool) -> None:
     if as_json:
-        value = {"removed": found.letters, "events_removed": found.events, "dry_run": dry_run}
-        print_json({**value, "not_removed": sorted(found.left)} if found.left else value)
+        print_json({**found.to_json(), "dry_run": dry_run})
         return
     what = "would be removed" if dry_run else "removed"
     events = f", and {found.events:,} of their events" if found.events else ""
@@ -267,8 +250,3 @@ def _say(job: str, found: Removed, dry_run: bool, as_json: bool) -> None:
     for letter_id in sorted(found.left):
         text = f"{letter_id} was not removed: there is no such dead letter, or it is being put back just now."
         say(text, to=console)
-
-
-def _plain(letter_id: str, dead: DeadLetter, over: By | None = None) -> dict[str, Any]:
-    text = dead.raw_bytes.decode(errors="backslashreplace")
-    return {"id": letter_id, **msgspec.structs.asdict(dead), "text": text, "superseded": over.value if over else ""}

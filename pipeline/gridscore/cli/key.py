@@ -104,4 +104,4 @@ def log(*, connection: Connection, as_json: Json = False) -> None:
         print_json(msgspec.to_builtins(found))
         return
     rows = [(each.at, each.by, each.verb, each.target, each.detail, each.why, each.outcome) for each in found]
-    print_table(("AT", "KEY", "ACTION", "JOB", "WHAT", "WHY", "OUTCOME"), rows, empty="Nothing was done yet.")
+    print_table(("AT", "KEY", "ACTION", "ON", "WHAT", "WHY", "OUTCOME"), rows, empty="Nothing was done yet.")

@@ -123,6 +123,7 @@ class ModelVerbs:
         version: int,
         alias: str = "champion",
         *,
+        points_at: int | None = None,
         allow_changed_features: bool = False,
         why: str = "",
         override: str = "",
@@ -130,6 +131,8 @@ class ModelVerbs:
         """Point an alias at a version; live in every worker within a second.
 
         Args:
+            points_at: Where the alias must point now (0: nowhere), so that nobody's move is undone unseen; again is no
+                error.
             allow_changed_features: Accept it for jobs that define features of these names otherwise than training did.
             why: The reason, for the log of the model.
             override: Why it goes live even if it does not pass the gates of a job; for the same log.
@@ -146,7 +149,14 @@ class ModelVerbs:
         if gates and (await models.aliases(name)).get(alias) != version:
             approval = await gates(await models.load(found), version)
         return await models.promote(
-            name, version, alias, jobs=jobs, allow_changed=allow_changed_features, why=why, approval=approval
+            name,
+            version,
+            alias,
+            jobs=jobs,
+            allow_changed=allow_changed_features,
+            points_at=points_at,
+            why=why,
+            approval=approval,
         )
 
     async def wait_until_live(self, job: str, version: int | None = None, *, seconds: float = 60.0) -> None:
@@ -179,16 +189,32 @@ class ModelVerbs:
             await asyncio.sleep(_GLANCE_SECONDS)
 
     async def rollback_model(
-        self, name: str, alias: str = "champion", *, allow_changed_features: bool = False, why: str = ""
+        self,
+        name: str,
+        alias: str = "champion",
+        *,
+        points_at: int | None = None,
+        allow_changed_features: bool = False,
+        why: str = "",
     ) -> ModelVersion:
         """Point an alias where it pointed before; gates are not asked, as that version has been live.
+
+        Args:
+            points_at: Where the alias must point now, so that a rollback which is asked for twice is done once.
 
         Raises:
             ModelError: It never pointed elsewhere, or that version is not for a submitted job that uses the alias.
         """
         jobs = await self.following(name, alias)
-        allowed = allow_changed_features
-        return await self.models.promote(name, alias=alias, previous=True, jobs=jobs, allow_changed=allowed, why=why)
+        return await self.models.promote(
+            name,
+            alias=alias,
+            previous=True,
+            jobs=jobs,
+            allow_changed=allow_changed_features,
+            points_at=points_at,
+            why=why,
+        )
 
     async def check_model(self, name: str, version: int, alias: str = "champion") -> dict[str, list[Verdict]]:
         """What the gates of each job that follows the alias say of a version; nothing is changed.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import msgspec
 from hazelcast.errors import HazelcastError
 
-from gridscore.errors import GridError, JobError
+from gridscore.errors import GridError, JobNotFoundError
 from gridscore.grid import entries, transport
 from gridscore.grid.copies import payload
 from gridscore.grid.records import Records, key_text
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from gridscore.grid import Grid
+    from gridscore.job import JobRecord
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +88,11 @@ class Listed(NamedTuple):
 
     id: str
     dead: DeadLetter
+
+    def to_json(self, superseded: str = "") -> dict[str, Any]:
+        """For scripts, its bytes also as text."""
+        text = self.dead.raw_bytes.decode(errors="backslashreplace")
+        return {"id": self.id, **msgspec.structs.asdict(self.dead), "text": text, "superseded": superseded}
 
 
 SOURCE_STAGE = "source"  # stage of what a source has read
@@ -255,7 +261,7 @@ async def get_letter(grid: Grid, job: str, key: str) -> DeadLetter:
     """The dead letter with that key. Raises JobError if there is none."""
     value = await value_of(grid, job, key) if await grid.has_map(map_of(job)) else None
     if value is None:
-        raise JobError(
+        raise JobNotFoundError(
             f"The job `{job}` has no dead letter `{key}`.", f"`gridscore dead-letters list {job}` lists them."
         )
     found = decode(value)
@@ -288,3 +294,14 @@ async def owner_of(grid: Grid, name: str) -> Owner | None:
         async for _, dead in walk_letters(grid, name):
             return "source" if dead.stage == SOURCE_STAGE else None
     return None
+
+
+async def job_of(grid: Grid, name: str) -> JobRecord | None:
+    """The job of that name, if it is one; None for a source or a sink.
+
+    Raises JobError if there is none of that name: a misspelt one is an error, not an empty list.
+    """
+    record = await Jobs(grid).find(name)
+    if record is None and await owner_of(grid, name) is None and not await grid.has_map(map_of(name)):
+        await Jobs(grid).get(name)
+    return record

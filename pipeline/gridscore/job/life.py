@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from gridscore.errors import BadRecordError, JobError
+from gridscore.errors import BadRecordError, JobError, JobNotFoundError
 from gridscore.grid import Record, Records
 from gridscore.grid.records import reason_of
 from gridscore.job.file import Job
@@ -303,7 +303,7 @@ class Jobs:
 
         def change(current: dict[str, Any] | None) -> dict[str, Any]:
             if current is None:
-                raise JobError(f"There is no job `{name}`.")
+                raise JobNotFoundError(f"There is no job `{name}`.")
             if (state := _value_of(name, current).state) in OVER:
                 raise JobError(f"The job `{name}` is {state}: it cannot restart.", "Submit it again.")
             fresh = {**current, "state": JobState.WAITING.value, "revision": current["revision"] + 1, "error": ""}
@@ -344,7 +344,7 @@ class Jobs:
 
         def change(current: dict[str, Any] | None) -> dict[str, Any]:
             if current is None:
-                raise JobError(f"There is no job `{name}`.")
+                raise JobNotFoundError(f"There is no job `{name}`.")
             value = _value_of(name, current)
             same_run = (value.revision, value.submitted_at) == (record.revision, record.submitted_at)
             if not same_run or value.state not in WANTED:
@@ -366,7 +366,7 @@ class Jobs:
 
         def change(current: dict[str, Any] | None) -> dict[str, Any]:
             if current is None:
-                raise JobError(f"There is no job `{name}`.")
+                raise JobNotFoundError(f"There is no job `{name}`.")
             value = _value_of(name, current)
             state = value.state
             if state == to or (to == JobState.WAITING and state in WANTED):
@@ -396,7 +396,7 @@ class Jobs:
         names = sorted(await self._records.all())
         meant, listed = nearest(name, names), ", ".join(names) or "none"
         hint = f"Did you mean `{meant}`?" if meant else f"Jobs of this cluster: {listed}."
-        return JobError(f"There is no job `{name}`.", hint)
+        return JobNotFoundError(f"There is no job `{name}`.", hint)
 
 
 def _is_as_read(read: JobRecord | None, found: JobRecord | None) -> bool:

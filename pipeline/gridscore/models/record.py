@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from gridscore.errors import ModelError
+from gridscore.errors import ModelError, ModelNotFoundError
 from gridscore.models.version import CHUNK, Positive, Sha256, Text
 from gridscore.texts import did_you_mean
 
@@ -146,14 +146,14 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
         """The version that an alias, or a number, means. Raises ModelError if there is no such version or alias."""
         if version is not None:
             if version not in self.versions:
-                raise ModelError(
+                raise ModelNotFoundError(
                     f"The model `{name}` has no version {version}.", f"Its versions: {ranges(sorted(self.versions))}."
                 )
             return version
         alias = alias or "champion"
         if alias not in self.aliases:
             known = ", ".join(f"{a} (v{v})" for a, v in sorted(self.aliases.items())) or "none"
-            raise ModelError(
+            raise ModelNotFoundError(
                 f"The model `{name}` has no alias `{alias}`.{did_you_mean(alias, self.aliases, as_sentence=True)}",
                 f"Its aliases: {known}. Point this one at a version: "
                 f"`gridscore model promote {name} --version N --alias {alias}`.",

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from hazelcast.errors import HazelcastError
 
-from gridscore.errors import GridError, GridscoreError, ModelError, UsageError
+from gridscore.errors import GridError, GridscoreError, ModelError, ModelNotFoundError, UsageError
 from gridscore.grid import Records
 from gridscore.models.candidate import Candidate
 from gridscore.models.chunks import Chunks
@@ -208,23 +208,40 @@ class Registry:
         previous: bool = False,  # instead of a number: where the alias pointed before
         jobs: Mapping[str, Job] | None = None,  # that follow the alias, by name; checked before anything is written
         allow_changed: bool = False,  # accept features that these jobs define otherwise than training did
+        points_at: int | None = None,  # where the alias must point now (0: nowhere), unless at that version already
         why: str = "",
         approval: Approval | None = None,
     ) -> ModelVersion:
         """Point an alias at a version; workers that follow it have it within a second.
 
-        Raises ModelError if there is no such model or version, or it is not for the features of the jobs; UsageError if
-        the alias is not valid, or not exactly one of `version` and `previous` is given.
+        Raises ModelError if there is no such model or version, it is not for the features of the jobs, or the alias
+        points elsewhere; UsageError if the alias is not valid, or not exactly one of `version` and `previous` is given.
         """
         check_alias(alias)
         if (version is None) is not previous:
             raise UsageError("Give either a version or `previous`.")
         record = await self._existing(name)
+
+        def check(current: ModelRecord) -> None:
+            now = current.aliases.get(alias, 0)
+            if points_at is not None and now not in (points_at, version):
+                raise ModelError(
+                    f"The alias `{alias}` of the model `{name}` points at version {now} by now, not {points_at}: it "
+                    "stays there.",
+                    f"`gridscore model log {name}` says who has moved it.",
+                )
+
+        check(record)
         number = record.previous(name, alias) if version is None else record.number(name, None, version)
         found = await self._whole_version(name, number, record)
         check_jobs(jobs, found, allow_changed=allow_changed)
         action = "rollback" if previous else "promote"
-        await self._change(name, lambda current: self._pointed(current, name, number, alias, approval, why, action))
+
+        def change(current: ModelRecord) -> ModelRecord:
+            check(current)
+            return self._pointed(current, name, number, alias, approval, why, action)
+
+        await self._change(name, change)
         return found
 
     async def load(self, version: ModelVersion) -> LoadedModel:
@@ -538,7 +555,7 @@ class Registry:
         if name in names and (record := await self._record(name)).versions:
             return record  # pushed between the two looks
         listed = ", ".join(sorted(names)[:20]) or "none yet"
-        raise ModelError(
+        raise ModelNotFoundError(
             f"There is no model `{name}`.{did_you_mean(name, names, as_sentence=True)}",
             f"Models of this cluster: {listed}. `gridscore model push FILE --name {name}` pushes one.",
         )

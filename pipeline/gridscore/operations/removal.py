@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gridscore.dead_letters.letters import decode, map_of, walk_entries
 from gridscore.grid import transport
@@ -56,6 +56,11 @@ class Removed:
     events: int = 0  # their events, removed from the event map
     # The chosen IDs whose dead letter was not removed: it does not exist, or has changed.
     left: set[str] = field(default_factory=set)
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        value = {"removed": self.letters, "events_removed": self.events}
+        return {**value, "not_removed": sorted(self.left)} if self.left else value
 
 
 async def remove(

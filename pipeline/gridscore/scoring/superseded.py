@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from hazelcast.errors import HazelcastError
@@ -39,7 +39,7 @@ ROUND_SECONDS = 60.0
 KEEP_SECONDS = 86_400.0  # how long the dead letter of an event is kept when a newer one of its key has a result
 
 
-class By(Enum):
+class By(StrEnum):
     """Which event has a result."""
 
     ITSELF = "scored by now"

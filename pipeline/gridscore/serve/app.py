@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from gridscore.errors import GridscoreError
 from gridscore.operations.metrics import TYPE, Families
+from gridscore.serve.control import PREFIX
 from gridscore.serve.dashboard.app import is_page
 from gridscore.serve.description import ERRORS, describing, name_of
 from gridscore.serve.scores import PATH
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from gridscore.serve.control import Control
     from gridscore.serve.dashboard.app import Dashboard
     from gridscore.serve.inference import Inference
     from gridscore.serve.live_jobs import LiveJobs
@@ -45,11 +47,12 @@ class Application:
         scores: Scores,
         streams: Streams,
         inference: Inference,
+        control: Control,
         problem: Callable[[], Awaitable[str]],
         dashboard: Dashboard | None,
     ) -> None:
         self._jobs, self._scores, self._streams, self._inference = jobs, scores, streams, inference
-        self._problem, self._dashboard = problem, dashboard
+        self._control, self._problem, self._dashboard = control, problem, dashboard
         self._events: EventsApp | None = None
         self._posts: ASGIApp | None = None
         self._routes = self._routed()
@@ -62,10 +65,14 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; scores go past the routes, which would cost as much as they do."""
         path = scope["path"]
-        if path.startswith(PATH):
-            app: ASGIApp = self._scores
+        if scope["type"] == "websocket" and not self._streams.is_for(path):
+            app: ASGIApp = json_response(404, {"error": "There is no stream at this address."})
+        elif path.startswith(PATH):
+            app = self._scores
         elif self._streams.is_for(path):
             app = self._streams
+        elif path.startswith(PREFIX):
+            app = self._control
         else:
             app = self._dashboard if self._dashboard is not None and is_page(path) else self._routes
         await app(scope, receive, send)
@@ -92,7 +99,7 @@ class Application:
         app.get("/results/{job}/stream", tags=["results"], response_class=_EventStream)(_stream)
         app.include_router(self._inference.router())
         app.mount("/", self._post)
-        app.openapi = describing(app, lambda: self._posts is not None)  # type: ignore[method-assign]  # as FastAPI says
+        app.openapi = describing(app, self._control.routes, lambda: self._posts is not None)  # type: ignore[method-assign]  # as FastAPI says
         return app
 
     async def _healthz(self) -> Response:

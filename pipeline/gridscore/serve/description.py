@@ -12,10 +12,11 @@ from fastapi.openapi.utils import get_openapi
 from gridscore.serve.inference import InferRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from fastapi import FastAPI
     from fastapi.routing import APIRoute
+    from starlette.routing import BaseRoute
 
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _EVENTS = {"oneOf": [{"type": "object"}, {"type": "array", "items": {"type": "object"}}]}
@@ -33,17 +34,20 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 Time = Annotated[str, Query(pattern=r"^[0-9]{1,6}(\.[0-9]{1,3})?(s|ms)?$", examples=["2s", "500ms"])]
 
 
-def describing(app: FastAPI, takes_events: Callable[[], bool]) -> Callable[[], dict[str, Any]]:
+def describing(
+    app: FastAPI, control: Sequence[BaseRoute], takes_events: Callable[[], bool]
+) -> Callable[[], dict[str, Any]]:
     """What describes an application, in the place of its own `openapi`."""
 
     @cache  # or who asks again and again would hold up all others
     def describe(*, with_events: bool) -> dict[str, Any]:
-        routes = [*app.routes, *_scores.routes, *(_events.routes if with_events else ())]
+        routes = [*app.routes, *control, *_scores.routes, *(_events.routes if with_events else ())]
         value = get_openapi(title=app.title, version=app.version, routes=routes)
-        [schema], schemas = msgspec.json.schema_components([InferRequest], ref_template="#/components/schemas/{name}")
+        [schema], more = msgspec.json.schema_components([InferRequest], ref_template="#/components/schemas/{name}")
         for path, methods in value["paths"].items():
             if path.endswith("/infer"):
                 methods["post"]["requestBody"] = _body(schema)
+        schemas = {**value.get("components", {}).get("schemas", {}), **more}
         value["components"] = {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}}
         value["security"] = [{}, {"key": []}]
         return value

@@ -132,7 +132,7 @@ class Scores:
         self._recording += len(texts)
         try:
             asked = [self._recorded(job, text, key, wait, number, single) for number, text in enumerate(texts)]
-            answers = await unless_left(request, asyncio.gather(*asked))
+            answers = await unless_left(request.receive, asyncio.gather(*asked))
         finally:
             self._recording -= len(texts)
         if not single:

@@ -13,8 +13,11 @@ from gridscore.health_file import VARIABLE, touch_health_file
 from gridscore.job.life import JOBS_MAP
 from gridscore.job.plugs.environment import from_environment
 from gridscore.scoring.live_model import LoadedModels
+from gridscore.serve.acting import Acting
 from gridscore.serve.app import Application
+from gridscore.serve.control import Control
 from gridscore.serve.dashboard.app import Dashboard, is_page
+from gridscore.serve.dashboard.observation import Observation
 from gridscore.serve.inference import Inference
 from gridscore.serve.live_jobs import LiveJobs
 from gridscore.serve.live_models import LiveModels
@@ -60,8 +63,12 @@ class Server:
         self._streams = Streams(grid, self.jobs)
         inference = Inference(self._models, self._problem, bodies)
         self.http = HttpServer(grid, self._settings)
-        self._dashboard = Dashboard(grid, self._settings, self.http.guard) if settings.dashboard else None
-        answering = self.jobs, self._scores, self._streams, inference
+        guard, acting, self._observation = self.http.guard, Acting(grid), Observation(grid)
+        self._dashboard = None
+        if settings.dashboard:
+            self._dashboard = Dashboard(grid, self._settings, guard, acting, self._observation)
+        control = Control(grid, guard, acting, self._observation, bodies)
+        answering = self.jobs, self._scores, self._streams, inference, control
         self.app = Application(*answering, self._problem, self._dashboard)
         self.grpc: GrpcServer | None = None
         if settings.grpc is not None:
@@ -79,7 +86,8 @@ class Server:
     async def run(self) -> None:
         """Serve until told to stop. Raises GridscoreError if it cannot go on, and a retry would not help."""
         try:
-            self.http.open(self.app, lambda path: self._dashboard is not None and is_page(path))
+            guards_itself = lambda path: self._dashboard is not None and is_page(path)  # noqa: E731
+            self.http.open(self.app, guards_itself, takes_sockets=True)
             if self.grpc is not None:
                 await self.grpc.open()
             _log.info("Serving at %s", self.http.address, extra={"action": "listening"})
@@ -92,8 +100,7 @@ class Server:
             await self._close()
             self._scores.close()
             self._health.close()
-            if self._dashboard is not None:
-                await self._dashboard.close()
+            await self._observation.close()
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as tasks:

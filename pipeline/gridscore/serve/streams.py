@@ -1,4 +1,4 @@
-"""Streams of results: `GET /results/JOB/stream`, as server-sent events that any browser or `curl` reads."""
+"""Streams of results: `GET /results/JOB/stream`, as server-sent events, or by a WebSocket."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection
 
 from gridscore.errors import GridscoreError, JournalMissingError, UsageError
 from gridscore.serve.feed import CutOffError, Feed
 from gridscore.serve.tasks import unless_left
 from gridscore.sources.http.answer import http_error, later
+from gridscore.sources.http.gate import SUBPROTOCOL
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Sequence
 
     from starlette.types import Receive, Scope, Send
 
     from gridscore.grid import Grid
-    from gridscore.serve.feed import Item, Listener
+    from gridscore.serve.feed import Listener
     from gridscore.serve.live_jobs import LiveJobs
 
 MAX_LISTENERS = 500  # streams at once, of all jobs: half of the requests that there may be
 PLACE_SECONDS = 1.0  # how often a listener is told its place
 # After this time without a result a comment is sent, so that nobody on the way takes the connection for dead.
 IDLE_SECONDS = 15.0
+
+_RESTART, _AGAIN_LATER = 1012, 1013  # why a WebSocket is closed
 
 _PATH = re.compile(r"/results/([^/]+)/stream")
 _HEADERS = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
@@ -49,14 +52,13 @@ class Streams:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        request = Request(scope, receive)
         self.listeners += 1
         try:
-            await self._listen(request, send)
+            await self._listen(HTTPConnection(scope), receive, send)
         except ClientDisconnect:
             pass
         except HTTPException as error:
-            await (await http_error(request, error))(scope, receive, send)
+            await (await http_error(None, error))(scope, receive, send)
         finally:
             self.listeners -= 1
 
@@ -68,8 +70,8 @@ class Streams:
             opening.cancel()
         self._feeds.clear()
 
-    async def _listen(self, request: Request, send: Send) -> None:
-        if request.method != "GET":
+    async def _listen(self, request: HTTPConnection, receive: Receive, send: Send) -> None:
+        if request.scope.get("method", "GET") != "GET":
             raise HTTPException(405, "Listen with GET.", headers={"Allow": "GET"})
         if self.listeners > MAX_LISTENERS:
             raise later(503, "There are too many listeners.")
@@ -89,8 +91,9 @@ class Streams:
         feed.listeners += 1
         try:
             decisions = frozenset(request.query_params.getlist("decision"))
-            work = asyncio.ensure_future(_send_all(feed, listener, decisions, send))
-            await unless_left(request, work)
+            voice = _Events(send) if request.scope["type"] == "http" else _Messages(send, request.scope["subprotocols"])
+            work = asyncio.ensure_future(_tell_all(feed, listener, decisions, voice))
+            await unless_left(receive, work)
         finally:
             feed.listeners -= 1
             if not feed.listeners:
@@ -105,10 +108,63 @@ class Streams:
         return await asyncio.shield(opening)
 
 
-async def _send_all(feed: Feed, listener: Listener, decisions: Collection[str], send: Send) -> None:
+class _Events:
+    """Tells a listener by server-sent events."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+
+    async def begin(self, place: str) -> None:
+        await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        await self._write(b"retry: 1000\nid: %b\n\n" % place.encode())
+
+    async def tell(self, texts: list[bytes], lost: int, place: str) -> None:
+        body = b'event: lost\ndata: {"lost":%d}\n\n' % lost if lost else b""
+        body += b"".join(b"data: %b\n\n" % text for text in texts)
+        await self._write(body + (b"id: %b\n\n" % place.encode() if place else b""))
+
+    async def be_there(self) -> None:
+        await self._write(b":\n\n")
+
+    async def end(self, kind: str, place: str, why: str) -> None:
+        said = kind.encode(), place.encode(), msgspec.json.encode({"error": why})
+        await self._write(b"event: %b\nid: %b\ndata: %b\n\n" % said, more=False)
+
+    async def _write(self, body: bytes, *, more: bool = True) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+class _Messages:
+    """Tells a listener by messages of a WebSocket, each a JSON object; the protocol itself sees who is there."""
+
+    def __init__(self, send: Send, subprotocols: Sequence[str]) -> None:
+        self._send = send
+        self._subprotocol = SUBPROTOCOL if SUBPROTOCOL in subprotocols else None
+
+    async def begin(self, place: str) -> None:
+        await self._send({"type": "websocket.accept", "subprotocol": self._subprotocol})
+        await self._say(b'{"id":"%b"}' % place.encode())
+
+    async def tell(self, texts: list[bytes], lost: int, place: str) -> None:
+        parts = [b'"lost":%d' % lost] if lost else []
+        parts += [b'"results":[%b]' % b",".join(texts)] if texts else []
+        parts += [b'"id":"%b"' % place.encode()] if place else []
+        await self._say(b"{%b}" % b",".join(parts))
+
+    async def be_there(self) -> None:
+        pass
+
+    async def end(self, kind: str, place: str, why: str) -> None:
+        await self._say(msgspec.json.encode({"event": kind, "error": why, "id": place}))
+        await self._send({"type": "websocket.close", "code": _AGAIN_LATER if kind == "cut" else _RESTART})
+
+    async def _say(self, text: bytes) -> None:
+        await self._send({"type": "websocket.send", "text": text.decode()})
+
+
+async def _tell_all(feed: Feed, listener: Listener, decisions: Collection[str], voice: _Events | _Messages) -> None:
     now = asyncio.get_running_loop().time
-    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-    await _write(send, b"retry: 1000\nid: %b\n\n" % listener.place.encode())
+    await voice.begin(listener.place)
     told, lost = now(), 0
     async with aclosing(feed.results(listener)) as results:
         while True:
@@ -117,32 +173,19 @@ async def _send_all(feed: Feed, listener: Listener, decisions: Collection[str], 
                 while not coming.done():
                     await asyncio.wait({coming}, timeout=IDLE_SECONDS)
                     if not coming.done():
-                        await _write(send, b":\n\n")
+                        await voice.be_there()
                 items = coming.result()
             except GridscoreError as error:
-                kind = b"cut" if isinstance(error, CutOffError) else b"end"
-                why = msgspec.json.encode({"error": error.message})
-                last = b"event: %b\nid: %b\ndata: %b\n\n" % (kind, listener.place.encode(), why)
-                await send({"type": "http.response.body", "body": last, "more_body": False})
+                await voice.end("cut" if isinstance(error, CutOffError) else "end", listener.place, error.message)
                 return
             finally:
                 if not coming.done():
                     coming.cancel()
                     await asyncio.gather(coming, return_exceptions=True)
-            body = _events(items, decisions)
-            if listener.lost > lost:
-                body = b'event: lost\ndata: {"lost":%d}\n\n' % (listener.lost - lost) + body
-                lost = listener.lost
-            if now() - told >= PLACE_SECONDS:
-                body += b"id: %b\n\n" % listener.place.encode()
+            texts = [item.text for item in items if not decisions or item.decision in decisions]
+            more, lost = listener.lost - lost, listener.lost
+            is_due = now() - told >= PLACE_SECONDS
+            if is_due:
                 told = now()
-            if body:
-                await _write(send, body)
-
-
-def _events(items: Iterable[Item], decisions: Collection[str]) -> bytes:
-    return b"".join(b"data: %b\n\n" % item.text for item in items if not decisions or item.decision in decisions)
-
-
-async def _write(send: Send, body: bytes) -> None:
-    await send({"type": "http.response.body", "body": body, "more_body": True})
+            if texts or more or is_due:
+                await voice.tell(texts, more, listener.place if is_due else "")

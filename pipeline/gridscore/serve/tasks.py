@@ -17,7 +17,6 @@ from gridscore.group.members import registered
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from starlette.requests import Request
     from starlette.types import Receive
 
     from gridscore.grid import Grid
@@ -70,12 +69,12 @@ async def _end(tasks: list[asyncio.Task[None]], remove: Callable[[], Awaitable[A
         _log.debug("a listener could not be removed", exc_info=True)
 
 
-async def unless_left(request: Request, work: asyncio.Future[_T]) -> _T:
+async def unless_left(receive: Receive, work: asyncio.Future[_T]) -> _T:
     """The result of some work, which is cancelled when the client leaves. The request's body must have been read.
 
     Raises ClientDisconnect if the client has left.
     """
-    left = asyncio.ensure_future(_left(request.receive))
+    left = asyncio.ensure_future(_left(receive))
     try:
         await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
@@ -88,5 +87,5 @@ async def unless_left(request: Request, work: asyncio.Future[_T]) -> _T:
 
 
 async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
+    while (await receive())["type"] not in ("http.disconnect", "websocket.disconnect"):
         pass

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import re
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from hazelcast.errors import HazelcastError
 from starlette.applications import Starlette
@@ -20,8 +19,8 @@ from starlette.routing import Route
 from gridscore.errors import GridError, GridscoreError, UsageError
 from gridscore.keys import Role
 from gridscore.models import Registry
-from gridscore.operations.actions import MAX_WHY, ActionLog
-from gridscore.serve.dashboard.observation import Observation
+from gridscore.operations.actions import MAX_WHY
+from gridscore.serve import acting
 from gridscore.serve.dashboard.pages import Pages, address_of
 from gridscore.serve.dashboard.sessions import SECONDS, Visit, is_form_token, key_of, session_of
 from gridscore.serve.dashboard.verbs import VERBS, Asked
@@ -31,17 +30,18 @@ from gridscore.sources.http.gate import used_up
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from starlette.types import Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from gridscore.grid import Grid
     from gridscore.job.plugs.http import PostSettings
+    from gridscore.serve.acting import Acting
+    from gridscore.serve.dashboard.observation import Observation
     from gridscore.serve.dashboard.verbs import Verb
     from gridscore.sources.http.gate import Guard
 
 MAX_FORM = 8_192
 FORM_SECONDS = 10.0
 PAGE_SECONDS = 25.0
-ACTION_SECONDS = 60.0  # how long an action may take; gates may have to score a sample
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -65,15 +65,14 @@ def is_page(path: str) -> bool:
 class Dashboard:
     """Answers requests for pages. `guard`: knows who comes."""
 
-    def __init__(self, grid: Grid, settings: PostSettings, guard: Guard) -> None:
+    def __init__(
+        self, grid: Grid, settings: PostSettings, guard: Guard, doing: Acting, observation: Observation
+    ) -> None:
         self._grid, self._guard = grid, guard
-        self._names = {settings.host, "localhost", *(urlsplit(each).hostname for each in settings.allow_origin)}
         self._is_safe = settings.certificate is not None
         self._cookie = "__Host-gridscore" if self._is_safe else "gridscore"
-        self._observation = Observation(grid)
-        self._pages = Pages(grid, self._observation)
-        self._log = ActionLog(grid)
-        self._acting = asyncio.Lock()
+        self._pages = Pages(grid, observation)
+        self._acting = doing
         folder = files("gridscore.serve.dashboard").joinpath("static")
         self._static = {name: folder.joinpath(name).read_bytes() for name in _STATIC}
         job = "/dashboard/jobs/{name}"
@@ -99,10 +98,6 @@ class Dashboard:
             },
         )
 
-    async def close(self) -> None:
-        """Stop looking at the cluster."""
-        await self._observation.close()
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; pages of other origins get nothing, however they ask."""
 
@@ -114,31 +109,15 @@ class Dashboard:
             await send(message)
 
         request = Request(scope, receive)
-        origin = request.headers.get("origin")
-        host = request.headers.get("host", "")
-        if origin is not None and (not host or origin.partition("://")[2] != host):
-            text = "Pages of other origins may not ask here."
-        elif not self._guard.asks and not self._is_ours(host):
-            # Or a foreign page could read everything, by a name that resolves to this machine (DNS rebinding).
-            text = "The server does not know this name of its own: start it with `--allow-origin http://NAME:PORT`."
-        else:
-            await self._app(scope, receive, with_headers)
-            return
-        await Response(text, 403, media_type="text/plain")(scope, receive, with_headers)
-
-    def _is_ours(self, host: str) -> bool:
-        name = host.rpartition(":")[0] if re.search(r":[0-9]*$", host) else host
-        try:
-            ipaddress.ip_address(name.strip("[]"))
-        except ValueError:
-            return name.lower() in self._names
-        return True
+        text = self._guard.refuses_page(request.headers)
+        app: ASGIApp = Response(text, 403, media_type="text/plain") if text else self._app
+        await app(scope, receive, with_headers)
 
     def _route(
         self, path: str, work: Callable[[Request, Visit], Awaitable[Response]], role: Role = Role.READ, *methods: str
     ) -> Route:
         async def answer(request: Request) -> Response:
-            async with asyncio.timeout(PAGE_SECONDS if request.method == "GET" else 2 * ACTION_SECONDS):
+            async with asyncio.timeout(PAGE_SECONDS if request.method == "GET" else 2 * acting.SECONDS):
                 visit = await self._visit(request)
                 if visit is None:
                     return self._login_page(request, 401, next_=address_of(request) if request.method == "GET" else "/")
@@ -212,7 +191,7 @@ class Dashboard:
         number = request.query_params.get("version")
         if number is not None and not re.fullmatch("[1-9][0-9]{0,8}", number):
             raise HTTPException(400, "This is not a version.")
-        asked = Asked(self._grid, record, int(number) if number else None, request.query_params.get("letter", ""), "")
+        asked = Asked(self._grid, record, int(number) if number else None, request.query_params.get("letter", ""))
         points_at = (
             (await Registry(self._grid).aliases(model)).get(record.job.model.alias or "", 0) if verb.of_model else 0
         )
@@ -224,24 +203,15 @@ class Dashboard:
             # Or two people who roll back at once would undo each other.
             text = f"The alias points at version {points_at} by now: somebody else has moved it. Look again."
             raise HTTPException(409, text)
-        if self._acting.locked():
-            raise HTTPException(503, "Another action is under way. Try again.", {"Retry-After": "1"})
-        why = form.get("why", "").strip()[:MAX_WHY]
-        async with self._acting:
-            outcome = await self._do(request.path_params["verb"], verb, asked._replace(why=why), visit)
+        asked = asked._replace(why=form.get("why", "").strip()[:MAX_WHY], points_at=points_at)
+        outcome = await self._do(request.path_params["verb"], verb, asked, visit)
         return self._pages.page("outcome.html", request, visit, outcome=outcome, **said)
 
     async def _do(self, name: str, verb: Verb, asked: Asked, visit: Visit) -> str:
         detail = f"version {asked.version}" if asked.version else asked.letter
         why = f"{asked.why} (dashboard, {visit.by})".strip()
-        async with self._log.noted(visit.by, name, asked.record.name, detail, asked.why):
-            try:
-                async with asyncio.timeout(ACTION_SECONDS):
-                    return await verb.do(asked._replace(why=why))
-            except HazelcastError as error:
-                raise GridError(f"The cluster does not answer: {error}", "See whether it was done.") from error
-            except TimeoutError:
-                raise GridError("It took too long, and may be done in part.", "See what has come of it.") from None
+        async with self._acting.doing(visit.by, name, asked.record.name, detail, asked.why):
+            return await verb.do(asked._replace(why=why))
 
     async def _get_static(self, request: Request) -> Response:
         name = request.path_params["name"]

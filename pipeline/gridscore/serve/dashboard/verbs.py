@@ -24,7 +24,8 @@ class Asked(NamedTuple):
     record: JobRecord
     version: int | None  # of the model
     letter: str  # ID of a dead letter; all if empty
-    why: str  # the reason, for logs
+    why: str = ""  # the reason, for logs
+    points_at: int | None = None  # the version that the alias has pointed at when it was asked for
 
 
 class Verb(NamedTuple):
@@ -53,13 +54,15 @@ async def _promote(asked: Asked) -> str:
     model, alias = _alias(asked)
     if asked.version is None:
         raise UsageError("No version was named.")
-    found = await Client(asked.grid).promote_model(model, asked.version, alias, why=asked.why)
+    found = await Client(asked.grid).promote_model(
+        model, asked.version, alias, points_at=asked.points_at, why=asked.why
+    )
     return f"Version {found.version} of the model {model} is its `{alias}` now; workers use it within a second."
 
 
 async def _back(asked: Asked) -> str:
     model, alias = _alias(asked)
-    found = await Client(asked.grid).rollback_model(model, alias, why=asked.why)
+    found = await Client(asked.grid).rollback_model(model, alias, points_at=asked.points_at, why=asked.why)
     return f"Version {found.version} of the model {model} is its `{alias}` again; workers use it within a second."
 
 

@@ -112,7 +112,7 @@ def later(status: int, message: str) -> HTTPException:
     return HTTPException(status, message, headers={"Retry-After": "1"})
 
 
-async def http_error(_request: Request, error: Exception) -> Response:
+async def http_error(_request: Request | None, error: Exception) -> Response:
     """The answer to a request that was refused."""
     if not isinstance(error, HTTPException):
         raise error

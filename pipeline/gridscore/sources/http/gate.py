@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import hmac
+import ipaddress
 import math
+import re
 from collections import OrderedDict
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from hazelcast.errors import HazelcastError
 from starlette.datastructures import Headers, QueryParams
@@ -40,6 +43,7 @@ FORGIVEN_SECONDS = 60.0  # after so long without a refusal, an address begins an
 _ADDRESSES = 10_000
 
 
+SUBPROTOCOL = "gridscore"  # of a WebSocket; a key may follow it
 TOKEN_ID = "0" * 12  # stands for the token where the ID of a key is asked for
 
 
@@ -61,6 +65,25 @@ class Guard:
         self.takes_keys = settings.keys
         self.asks = bool(settings.token or settings.keys or settings.oidc_issuer or settings.client_grant)
         self._refusals: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()
+        self._names = {settings.host, "localhost", *(urlsplit(each).hostname for each in settings.allow_origin)}
+
+    def refuses_page(self, headers: Headers) -> str:
+        """Why the page that a browser asks for may not; empty if it is of this very server, or there is none."""
+        origin, host = headers.get("origin"), headers.get("host", "")
+        if origin is not None and (not host or origin.partition("://")[2] != host):
+            return "Pages of other origins may not ask here."
+        if not self.asks and not self._is_ours(host):
+            # Or a foreign page could read everything, by a name that resolves to this machine (DNS rebinding).
+            return "The server does not know this name of its own: start it with `--allow-origin http://NAME:PORT`."
+        return ""
+
+    def _is_ours(self, host: str) -> bool:
+        name = host.rpartition(":")[0] if re.search(r":[0-9]*$", host) else host
+        try:
+            ipaddress.ip_address(name.strip("[]"))
+        except ValueError:
+            return name.lower() in self._names
+        return True
 
     async def close(self) -> None:
         """Stop asking the issuer of tokens."""
@@ -129,17 +152,22 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it.
 
-        A browser asks before it sends JSON, but not before it sends plain text: so its origin is checked here, too.
+        A browser asks before it sends JSON, but not before it sends plain text or opens a WebSocket: so its origin is
+        checked here, too. For a WebSocket it tells it even to the server that the page is of.
         """
         if scope["path"] not in FREE and not self._guards_itself(scope["path"]):
             headers = Headers(scope=scope)
             origin = headers.get("origin")
-            if origin is not None and origin not in self._origins and "*" not in self._origins:
+            is_own = scope["type"] == "websocket" and not self._guard.refuses_page(headers)
+            if origin is not None and not is_own and origin not in self._origins and "*" not in self._origins:
                 text = f"Pages of {origin} may not send here: it must be started with the origin."
                 await json_response(403, {"error": text})(scope, receive, send)
                 return
             if self._guard.asks:
-                refused = await self._refusal(scope, headers.get("authorization", ""))
+                shown = headers.get("authorization", "")
+                if scope["type"] == "websocket" and scope["subprotocols"][:1] == [SUBPROTOCOL] and not shown:
+                    shown = f"Bearer {' '.join(scope['subprotocols'][1:])}"  # a page can send no other header
+                refused = await self._refusal(scope, shown)
                 if refused is not None:
                     await refused(scope, receive, send)
                     return
@@ -154,6 +182,7 @@ class Gate:
         if key is not None:
             if seconds := self._guard.wait(key):
                 return json_response(429, {"error": used_up(key)}, {"Retry-After": f"{seconds}"})
+            scope["gridscore.key"] = key
             roles, name = _needs(scope)
             if key.allows(roles, name):
                 return None
@@ -195,6 +224,8 @@ def _needs(scope: Scope) -> tuple[tuple[Role, ...], str | None]:
             return (Role.INGEST,), parts[2]
         case "results":
             return (Role.READ,), parts[2]
+        case "control":  # which asks by itself what the key may do
+            return (), None
         case "v2":  # what server this is, any key may know
             return ((Role.SCORE,), parts[3]) if parts[2] == "models" else ((), None)
     return (Role.READ,), None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from gridscore.sources.http.connections import Connection, Connections
 
 # Of uvicorn's messages log only our own faults: a stranger who sends nonsense must not fill the log.
-_faults = logging.getLogger(f"{__name__}.faults")
-_faults.setLevel(logging.ERROR)
+faults = logging.getLogger(f"{__name__}.faults")
+faults.setLevel(logging.ERROR)
 
 HEAD_SECONDS = 10.0  # time from the connection, or from the last answer, until a request's head must be there
 # Most bytes of a head, or after the last chunk of a body; up to two reads of the socket may exceed it.
@@ -39,7 +40,7 @@ _TOO_LARGE = (
 )
 
 _CROWDED = b'{"error":"There are too many connections: come back later."}'
-_REFUSED = (
+REFUSED = (
     b"HTTP/1.1 503 Service Unavailable\r\n"
     b"content-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
     b"content-length: %d\r\n\r\n%b" % (len(_CROWDED), _CROWDED)
@@ -47,7 +48,34 @@ _REFUSED = (
 _refuse = Response(_CROWDED, 503, {"Retry-After": "1", "Connection": "close"}, media_type="application/json")
 
 
-class BoundedHeads(HttpToolsProtocol):
+class Unread:
+    """A part of a connection that ends it when nobody reads what is written."""
+
+    transport: asyncio.Transport
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._stalled: asyncio.TimerHandle | None = None
+
+    def _abort(self) -> None:
+        self.transport.abort()
+
+    def _watch(self) -> None:
+        """End the connection when nobody reads any more."""
+        if self._stalled is None:
+            self._stalled = self.loop.call_later(STALLED_SECONDS, self._look, self.transport.get_write_buffer_size())
+
+    def _look(self, before: int) -> None:
+        self._stalled = None
+        size = self.transport.get_write_buffer_size()
+        if size >= before:
+            self._abort()
+        elif size:
+            self._watch()
+
+
+class BoundedHeads(Unread, HttpToolsProtocol):
     """A connection whose heads are bounded in time and in size, and that counts among the connections.
 
     `handshake`: what has counted for it during its TLS handshake.
@@ -55,7 +83,7 @@ class BoundedHeads(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, connections: Connections, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.logger = _faults
+        self.logger = faults
         self._connections = connections
         self.handshake: Connection | None = None
         self._names: frozenset[str] = frozenset()
@@ -66,7 +94,12 @@ class BoundedHeads(HttpToolsProtocol):
         self._silent = 0  # bytes without progress
         self._ahead = 0  # bytes of the heads of requests that wait
         self._running: RequestResponseCycle | None = None  # uvicorn only knows the last one
-        self._stalled: asyncio.TimerHandle | None = None
+        if self.ws_protocol_class is not None:
+            self.ws_protocol_class = partial(self._socket, self.ws_protocol_class)  # type: ignore[assignment]
+
+    def _socket(self, kind: type[asyncio.Protocol], **options: Any) -> asyncio.Protocol:
+        """What a WebSocket's connection goes on with."""
+        return kind(connections=self._connections, names=self._names, **options)  # type: ignore[call-arg]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn's
         """A client has connected: a head must follow."""
@@ -77,13 +110,11 @@ class BoundedHeads(HttpToolsProtocol):
         if self._connections.enter(self, self.client[0] if self.client else ""):
             self._expect_head()
         else:
-            transport.write(_REFUSED)
+            transport.write(REFUSED)
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._deadline, self._stalled):
-            if timer is not None:
-                timer.cancel()
+        self._end_timers()
         self._connections.leave(self)
         self._answer_nobody()
         super().connection_lost(exc)
@@ -162,6 +193,20 @@ class BoundedHeads(HttpToolsProtocol):
             self._connections.end(self)
             self._expect_head()
 
+    def handle_websocket_upgrade(self) -> None:
+        """Let a WebSocket go on with the connection, unless an answer is under way on it."""
+        if self.transport.is_closing() or (self.cycle is not None and not self.cycle.response_complete):
+            self._abort()
+            return
+        self._end_timers()
+        self._connections.leave(self)
+        super().handle_websocket_upgrade()
+
+    def _end_timers(self) -> None:
+        for timer in (self._deadline, self._stalled):
+            if timer is not None:
+                timer.cancel()
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         scope: dict[str, Any] = cycle.scope  # type: ignore[assignment]  # a TypedDict
@@ -182,19 +227,6 @@ class BoundedHeads(HttpToolsProtocol):
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
-
-    def _watch(self) -> None:
-        """End the connection when nobody reads any more."""
-        if self._stalled is None:
-            self._stalled = self.loop.call_later(STALLED_SECONDS, self._look, self.transport.get_write_buffer_size())
-
-    def _look(self, before: int) -> None:
-        self._stalled = None
-        size = self.transport.get_write_buffer_size()
-        if size >= before:
-            self._abort()
-        elif size:
-            self._watch()
 
     def _expect_head(self) -> None:
         # A timer goes on from request to request: a new one for each would cost a tenth of it.

@@ -16,6 +16,7 @@ from gridscore.errors import SettingsError, UsageError
 from gridscore.sources.http.connections import Connections
 from gridscore.sources.http.gate import Guard, gated
 from gridscore.sources.http.protocol import BoundedHeads
+from gridscore.sources.http.sockets import MAX_MESSAGE, BoundedSocket
 from gridscore.sources.http.tls import Certificate, TlsServer
 
 if TYPE_CHECKING:
@@ -42,8 +43,18 @@ class HttpServer:
         self._serving: asyncio.Task[None] | None = None
         self.address = ""
 
-    def open(self, app: ASGIApp, guards_itself: Callable[[str], bool] = lambda _path: False) -> None:
-        """Begin to listen; `guards_itself` as of the gate.
+    def open(
+        self,
+        app: ASGIApp,
+        guards_itself: Callable[[str], bool] = lambda _path: False,
+        *,
+        takes_sockets: bool = False,
+    ) -> None:
+        """Begin to listen.
+
+        Args:
+            guards_itself: As of the gate.
+            takes_sockets: Whether the application answers WebSockets, too.
 
         Raises SettingsError if the certificate or its key cannot be used; UsageError if the address cannot be listened
         on, or strangers would reach it.
@@ -51,7 +62,9 @@ class HttpServer:
         config = uvicorn.Config(
             gated(app, self.guard, self._settings.allow_origin, guards_itself),
             http=partial(BoundedHeads, connections=self.connections),  # type: ignore[arg-type]  # a factory
-            ws="none",
+            ws=BoundedSocket if takes_sockets else "none",
+            ws_max_size=MAX_MESSAGE,
+            ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
             access_log=False,
