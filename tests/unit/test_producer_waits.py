@@ -9,7 +9,7 @@ import xgboost as xgb
 
 from gridscore.client import producer as producing
 from gridscore.client import producer_queue
-from gridscore.errors import BackPressureError
+from gridscore.errors import BackPressureError, UsageError
 from gridscore.grid import transport
 from gridscore.grid.capacity import Capacity, Source
 from gridscore.grid.heap import heaps_of, look_at_heaps
@@ -107,6 +107,17 @@ async def test_a_key_that_fills_its_partition_holds_up_no_other():
         await asyncio.gather(putting, return_exceptions=True)
         async with cluster.worker():
             assert await behind == 1
+
+
+@pytest.mark.parametrize("event", ['{"amount": 1}', {"amount": 1}])
+async def test_what_is_not_a_text_of_json_is_refused_and_holds_up_nothing(event):
+    async with StubCluster() as cluster, asyncio.timeout(60):
+        client = await cluster.client()
+        producer = client.producer("events.clicks")
+        with pytest.raises(UsageError, match=rf"as bytes, not `{type(event).__name__}`"):
+            await producer.put([("a", SMALL), ("b", event)])
+        assert await producer.put([("a", SMALL)]) == 1
+        assert (await cluster.results("events.clicks", 1)).keys() == {"a"}
 
 
 async def test_events_of_a_key_keep_their_order_when_many_wait_for_its_partition(monkeypatch):

@@ -34,7 +34,7 @@ from gridscore.client.producer_queue import (
     WithdrawnError,
 )
 from gridscore.client.room import RingReaders, WaitingForJob, WaitingForMemory
-from gridscore.errors import BackPressureError, GridError, GridscoreError
+from gridscore.errors import BackPressureError, GridError, GridscoreError, UsageError
 from gridscore.grid import transport
 from gridscore.grid.capacity import journal_capacity
 from gridscore.grid.heap import SLOW, heaps_of
@@ -52,6 +52,7 @@ _log = logging.getLogger(__name__)
 RESERVE = 1 / 4  # part of a ring to keep free
 STEP = 1 / 16  # most of a ring to put into a partition between two looks at it
 SAY_SECONDS = 10.0  # pause between two log lines about waiting
+_TEXTS = (bytes, bytearray, memoryview)
 _CHUNK_EVENTS, _CHUNK_BYTES = 2_000, 1 << 20
 _MESSAGE_EVENTS = 1_000
 _MESSAGE_BYTES = 1 << 20
@@ -241,6 +242,12 @@ class Producer:
                 size += len(text)
             else:
                 segment.texts.append(b"")
+        # Before anything is queued, or whoever sends it would fail, and nobody be told.
+        if wrong := [kind for each in segments for kind in set(map(type, each.texts)) if not issubclass(kind, _TEXTS)]:
+            raise UsageError(
+                f"The producer takes texts of JSON as bytes, not `{wrong[0].__name__}`.",
+                "Encode it: `json.dumps(event).encode()`; or use `put_events`, which takes dictionaries.",
+            )
         # Smaller chunks as soon as events are larger: a chunk is always taken whole.
         self._chunk = max(1, min(_CHUNK_EVENTS, _CHUNK_BYTES * len(chunk) // max(1, size)))
         return segments
