@@ -325,10 +325,10 @@ MUTANTS = [
     Mutant(
         "states are written before the results of their events",
         "scoring/runner.py",
-        "        if keys:\n            await self._results.put",
+        "        if keys and first.write.counts:\n            await self._results.put",
         "        if self._states is not None:\n"
         "            await self._states.put_partition(partition, list(states), list(states.values()))\n"
-        "        if keys:\n            await self._results.put",
+        "        if keys and first.write.counts:\n            await self._results.put",
         (WINDOWS, "-k", "may_die or fate_is_unknown"),
     ),
     Mutant(

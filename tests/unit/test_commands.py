@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from gridscore import containers
 from gridscore.cli import _commands, _named, options
 from gridscore.cli.backtest import check_page
-from gridscore.cli.state import _seconds
+from gridscore.cli.state import moment_of
 from gridscore.errors import GridscoreError, UsageError
 from gridscore.job.life import _begin
 from gridscore.models import mlflow_models, signing
@@ -71,7 +71,7 @@ def test_a_light_command_imports_nothing_heavy():
     assert ended.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("read", [_seconds, _begin], ids=["until", "from"])
+@pytest.mark.parametrize("read", [moment_of, _begin], ids=["until", "from"])
 def test_a_date_alone_gets_advice_that_can_be_followed(read):
     with pytest.raises(GridscoreError, match="has no time zone") as refused:
         read("2026-01-31")
