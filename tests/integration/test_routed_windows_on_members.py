@@ -10,6 +10,7 @@ import scoring
 from gridscore.client import connect
 from gridscore.features import offline_matrix
 from gridscore.grid import transport
+from gridscore.grid.management import first_config
 from gridscore.job import parse_job
 from gridscore.scoring.window_messages import answer_map, request_map
 from gridscore.scoring.window_states import map_of
@@ -28,6 +29,7 @@ features:
   home: count(shop, "1h", where=amount > 30)
 model: {{name: {name}, alias: champion}}
 results: results.{name}
+late: late.{name}
 """
 ROUNDS, CARDS = 10, 100
 
@@ -48,11 +50,18 @@ def rounds():
         }
 
 
+def late_events():
+    """Events that are older than all others, by more than the lateness."""
+    return {
+        f"late{number}": {"card": f"c{number}", "shop": number, "amount": 1.0, "time": 1.6e9} for number in range(5)
+    }
+
+
 async def test_scores_are_those_of_the_history_though_a_worker_is_killed_and_nothing_is_left(cluster, unique):
     name, model = f"job-{unique}", scoring.booster()
     job, events = parse_job(JOB.format(name=name), "test"), list(rounds())
     found = defaultdict(set)
-    maps = (map_of(name), request_map(name), answer_map(name))
+    maps = (map_of(name), request_map(name), answer_map(name), f"late.{name}")
 
     async def collect(client):
         async with await client.results(f"results.{name}", start="oldest") as stream:
@@ -70,6 +79,14 @@ async def test_scores_are_those_of_the_history_though_a_worker_is_killed_and_not
                 if number == ROUNDS // 2:
                     workers[0].kill()
                 await scoring.until(lambda wanted=(number + 1) * CARDS: len(found) == wanted)
+            await client.put_events(job.events, late_events())
+            await scoring.until(lambda: len(found) == ROUNDS * CARDS + 5)
+            late = [each.loads() for each in await (await client.grid.map(maps[3])).values()]
+            assert {each["key"]: each["event"] for each in late} == late_events()
+            assert all(set(each["late"]) == {"card", "shop"} and min(each["late"].values()) > 9e7 for each in late)
+            assert (await first_config(client.grid)).map(maps[3]).expiry
+            shown = await scoring.command(cluster, "status", name)
+            assert f"late for windows (in `late.{name}`)" in " ".join(shown.stdout.split())
             sizes = [await transport.map_size(client.grid.client, each) for each in maps]
             assert sizes[0] > 2 * CARDS  # the states, and ledgers
             assert sizes[1] <= client.grid.partition_count
@@ -92,6 +109,8 @@ async def test_scores_are_those_of_the_history_though_a_worker_is_killed_and_not
         await scoring.until(wiped)
         assert not [each for each in maps if await client.grid.has_map(each)]
 
+    for key in late_events():
+        del found[key]
     history = pd.DataFrame([event for each in events for event in each.values()])
     matrix = offline_matrix(job, history)
     scores = scoring.predict(model, np.asarray(matrix.values)).astype(np.float32)
