@@ -32,7 +32,7 @@ for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
 
 
 # They take minutes: begun late, the last of them would run alone.
-LONG = ["containers", "on_call", "group_machine", "demo", "chaos", "pipeline", "readme"]
+LONG = ["containers", "on_call", "pages", "group_machine", "demo", "chaos", "pipeline", "readme"]
 
 
 def pytest_collection_modifyitems(items):

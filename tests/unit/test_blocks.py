@@ -140,6 +140,22 @@ def test_gridscore_takes_the_command(line, is_whole, parse):
     assert not wrong or (not is_whole and re.search("Missing|requires an argument|must be given", wrong)), wrong
 
 
+def advised():
+    """The commands in the texts of the package, such as those that an error says to run; what is filled in is 1."""
+    for file in sorted((ROOT / "pipeline").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            values = [getattr(part, "value", None) if isinstance(part, ast.Constant) else "1" for part in parts]
+            if all(isinstance(value, str) for value in values) and isinstance(node, ast.JoinedStr | ast.Constant):
+                yield from re.findall(r"`(gridscore [a-z][^`…\[|]*)`", "".join(values))
+
+
+@pytest.mark.parametrize("line", sorted({line for line in advised() if "KIND" not in line}))
+def test_gridscore_takes_what_its_own_texts_advise(line, parse):
+    wrong = parse(line.replace("--version N", "--version 1"))
+    assert not wrong or re.search("Missing|requires an argument|must be given", wrong), wrong
+
+
 def test_the_pages_show_every_kind_of_source_and_sink():
     shown = {tuple(param.values[0].split()[1:3]) for param in lines()}
     kinds = {(side, kind) for side, registry in PLUGS.items() for kind in registry.KINDS.available}

@@ -56,7 +56,7 @@ async def test_where_a_job_cannot_go_back_the_commands_that_help_are_said(client
     with pytest.raises(JobError, match="nothing to go back to") as raised:
         await client.rollback("payments")
     assert "`gridscore submit FILE --update`" in raised.value.hint
-    assert "`gridscore model promote payments VERSION`" in raised.value.hint
+    assert "`gridscore model promote payments --version N`" in raised.value.hint
     await client.submit(parse_job(OTHER, "test"), update=True)
     await client.cancel("payments")
     with pytest.raises(JobError, match="CANCELLED: it cannot go back") as raised:

@@ -342,7 +342,7 @@ class Client(ExperimentVerbs):
             raise JobError(
                 f"The job `{name}` has not been updated: there is nothing to go back to.",
                 f"`gridscore submit FILE --update` replaces the job; `gridscore model promote {record.job.model.name} "
-                "VERSION` brings back another version of its model.",
+                "--version N` brings back another version of its model.",
             )
         job = Job.from_json(record.previous.spec)
         version = record.previous.version
