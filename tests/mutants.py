@@ -483,7 +483,7 @@ MUTANTS = [
     ),
     Mutant(
         "a point is written under its own name",
-        "operations/restore_points.py",
+        "operations/backup_stores.py",
         'new = path.with_name(f".{path.name}.new")',
         "new = path",
         (BACKUP, "-k", "crash_between"),

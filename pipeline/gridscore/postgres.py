@@ -116,8 +116,7 @@ async def connect(
         return await psycopg.AsyncConnection.connect(
             database,
             autocommit=autocommit,
-            client_encoding="utf8",  # a database of the encoding SQL_ASCII would give bytes for texts
-            **{"connect_timeout": CONNECT_SECONDS, "application_name": application, **_given(database)},
+            **arguments(database, application),
         )
     except (psycopg.Error, UnicodeError) as error:
         raise failure(error, place, interrupted) from None
@@ -142,10 +141,12 @@ def failure(error: Exception, place: str, interrupted: type[GridscoreError]) -> 
     return PostgresError(f"PostgreSQL at {place} refuses: {text}")
 
 
-def _given(database: str) -> dict[str, Any]:
-    """What the address says itself of what we would say."""
-    parts = conninfo_to_dict(database)
-    return {name: parts[name] for name in ("connect_timeout", "application_name") if name in parts}
+def arguments(database: str, application: str, **more: Any) -> dict[str, Any]:
+    """How to connect to a database, as `connect` does and with `more`, unless its address says otherwise."""
+    ours = {"connect_timeout": CONNECT_SECONDS, "application_name": application, **more}
+    said = conninfo_to_dict(database)
+    # A database of the encoding SQL_ASCII would give bytes for texts.
+    return {name: said.get(name, value) for name, value in ours.items()} | {"client_encoding": "utf8"}
 
 
 def _line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import json
+import math
 import os
 import random
 import shutil
@@ -19,12 +20,14 @@ from gridscore.job import parse_job
 from gridscore.job.plugs.base import SinkSettings
 from gridscore.keys import Keys, Role
 from gridscore.models.chunks import CHUNKS_MAP
-from gridscore.operations import restore_points
-from gridscore.operations.backup import BACKUPS_MAP, NOT_KEPT, Backup, backups_of
+from gridscore.operations import backup as backup_module
+from gridscore.operations import backup_stores
+from gridscore.operations.backup import BACKUPS_MAP, NOT_KEPT, Backup, BackupRecord, backups_of
 from gridscore.operations.restore import Restore
-from gridscore.operations.restore_points import KEPT, BackupError, Folder, Point
+from gridscore.operations.restore_points import KEPT, BackupError, Point, Points
 from gridscore.operations.window_state import state_of
 from gridscore.scoring.window_messages import key_in
+from gridscore.scoring.window_stage import WindowStage
 from gridscore.scoring.window_states import Entry, _decode, encode_entry, for_another_grid
 from gridscore.sinks.records import register
 from gridscore.sources.position import Beginning, Positions
@@ -46,6 +49,7 @@ features:
 model: pay
 results: results.pay
 """
+OTHER_KEY = JOB.replace("event_key: card\n", "").replace("windows: {card: card}", "windows: {card: lower(card)}")
 AT = 1_700_000_000.0
 
 
@@ -110,7 +114,7 @@ def keys(count, value=b"0"):
 
 def test_a_crash_between_any_two_steps_leaves_the_point_before_or_the_next_one(tmp_path, monkeypatch):
     with_two = tmp_path / "two"
-    folder = Folder.write(with_two)
+    folder = Points.write(with_two)
     first = point(1, folder, keys(50))
     folder.commit(first)
     folder.close()
@@ -118,7 +122,7 @@ def test_a_crash_between_any_two_steps_leaves_the_point_before_or_the_next_one(t
     while True:
         shutil.copytree(with_two, tmp_path / str(steps))
         fuse.left = None
-        folder = Folder.write(tmp_path / str(steps))
+        folder = Points.write(tmp_path / str(steps))
         fuse.left = steps
         try:
             folder.commit(point(2, folder, keys(70, b"1"), first))
@@ -127,13 +131,13 @@ def test_a_crash_between_any_two_steps_leaves_the_point_before_or_the_next_one(t
         else:
             break
         folder.close()
-        again = Folder.write(tmp_path / str(steps))
+        again = Points.write(tmp_path / str(steps))
         newest = again.read()
         seen.add(newest.number)
         assert again.entries(newest, "windows.x") == keys(50) if newest.number == 1 else keys(70, b"1")
         named = {part.sha256 for n in again.numbers() for part in again.read(n).maps["windows.x"]}
-        assert {path.name for path in (again.path / "data").iterdir()} == named
-        assert not list(again.path.rglob(".*.new"))
+        assert {path.name for path in (again.store.path / "data").iterdir()} == named
+        assert not list(again.store.path.rglob(".*.new"))
         again.close()
         steps += 1
     assert seen == {1, 2}
@@ -141,15 +145,15 @@ def test_a_crash_between_any_two_steps_leaves_the_point_before_or_the_next_one(t
 
 
 def test_what_has_not_changed_is_not_written_again(tmp_path):
-    folder, draw = Folder.write(tmp_path / "points"), random.Random(1)
+    folder, draw = Points.write(tmp_path / "points"), random.Random(1)
     entries = {b"k%04d" % n: os.urandom(200) for n in range(5_000)}
     made = point(1, folder, entries)
     folder.commit(made)
-    before = sum(path.stat().st_size for path in (folder.path / "data").iterdir())
+    before = sum(path.stat().st_size for path in (folder.store.path / "data").iterdir())
     made = point(2, folder, {b"k0007": b"other"}, made, live=5_000)
     folder.commit(made)
     entries[b"k0007"] = b"other"
-    assert sum(path.stat().st_size for path in (folder.path / "data").iterdir()) - before < 200
+    assert sum(path.stat().st_size for path in (folder.store.path / "data").iterdir()) - before < 200
     for number in range(3, 120):
         changed = {b"k%04d" % draw.randrange(5_100): draw.choice([None, os.urandom(100)]) for _ in range(40)}
         entries |= changed
@@ -158,12 +162,12 @@ def test_what_has_not_changed_is_not_written_again(tmp_path):
         assert len(made.maps["windows.x"]) < 12
     assert folder.entries(made, "windows.x") == {key: text for key, text in entries.items() if text is not None}
     assert len(folder.numbers()) in (KEPT, KEPT + 1)  # and the last of the hour before
-    assert sum(path.stat().st_size for path in (folder.path / "data").iterdir()) < 4 * before
+    assert sum(path.stat().st_size for path in (folder.store.path / "data").iterdir()) < 4 * before
     folder.close()
 
 
 def test_old_points_go_and_one_an_hour_stays_for_a_day(tmp_path):
-    folder = Folder.write(tmp_path)
+    folder = Points.write(tmp_path)
     for number in range(1, 101):
         folder.commit(Point(number=number, at=AT + number * 1_800, cluster="c"))
     assert folder.numbers()[-KEPT:] == list(range(91, 101))
@@ -172,22 +176,22 @@ def test_old_points_go_and_one_an_hour_stays_for_a_day(tmp_path):
 
 
 def test_what_was_changed_or_removed_is_noticed(tmp_path):
-    folder = Folder.write(tmp_path / "good")
+    folder = Points.write(tmp_path / "good")
     for number in (1, 2):
         folder.commit(point(number, folder, keys(number)))
     folder.close()
-    for path in [each.relative_to(folder.path) for each in folder.path.rglob("*") if each.is_file()]:
+    for path in [each.relative_to(tmp_path / "good") for each in (tmp_path / "good").rglob("*") if each.is_file()]:
         if path.name in ("lock", "backup.json"):
             continue
         for damage in ("cut", "changed", "removed"):
-            shutil.copytree(folder.path, tmp_path / "bad")
+            shutil.copytree(tmp_path / "good", tmp_path / "bad")
             bad = tmp_path / "bad" / path
             text = bad.read_bytes()
             if damage == "removed":
                 bad.unlink()
             else:
                 bad.write_bytes(text[:-1] + (b"" if damage == "cut" else bytes([text[-1] ^ 1])))
-            found = Folder.open(tmp_path / "bad")
+            found = Points.open(tmp_path / "bad")
 
             def read(found=found):
                 for number in (1, 2):
@@ -197,12 +201,12 @@ def test_what_was_changed_or_removed_is_noticed(tmp_path):
                 read()
             if damage != "removed" and bad.parent.name == "points":
                 with pytest.raises(BackupError):
-                    Folder.write(tmp_path / "bad")
+                    Points.write(tmp_path / "bad")
             shutil.rmtree(tmp_path / "bad")
 
 
 def test_a_point_cannot_name_files_elsewhere(tmp_path):
-    folder = Folder.write(tmp_path / "points")
+    folder = Points.write(tmp_path / "points")
     (tmp_path / "precious").write_bytes(b"x")
     parts = folder.add((), {b"k": b"../../precious"}, 1)
     with pytest.raises(BackupError, match="not one of it"):
@@ -215,28 +219,28 @@ def test_a_point_cannot_name_files_elsewhere(tmp_path):
 def test_only_a_folder_of_ours_is_written_to_and_by_one_at_a_time(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"")
     with pytest.raises(UsageError, match=r"photo\.jpg"):
-        Folder.write(tmp_path)
-    with pytest.raises(UsageError, match="not a folder of"):
-        Folder.open(tmp_path)
+        Points.write(tmp_path)
+    with pytest.raises(UsageError, match="has no backup"):
+        Points.open(tmp_path)
     mine = tmp_path / "mine" / "data" / "photo.jpg"
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"")
     with pytest.raises(UsageError, match="`data` for one"):
-        Folder.write(tmp_path / "mine")
-    folder = Folder.write(tmp_path / "new")
+        Points.write(tmp_path / "mine")
+    folder = Points.write(tmp_path / "new")
     with pytest.raises(UsageError, match="Another process"):
-        Folder.write(tmp_path / "new")
+        Points.write(tmp_path / "new")
     with pytest.raises(BackupError, match="no restore point yet"):
         folder.read()
     folder.close()
-    Folder.write(tmp_path / "new").close()
+    Points.write(tmp_path / "new").close()
 
 
 def test_what_is_not_there_is_refused():
-    for words in (["backup", "--to", "postgresql://x"], ["restore", "--from", "s3://x"]):
+    for words in (["backup", "--to", "s3://x"], ["restore", "--from", "s3://x"]):
         found = CliRunner().invoke(_commands(), words)
         assert isinstance(found.exception, UsageError)
-        assert "only folders" in found.exception.message
+        assert "cannot be kept at `s3://`" in found.exception.message
 
 
 # ---------------------------------------------------------------------- with a cluster
@@ -266,7 +270,7 @@ async def content(grid):
 
 
 async def backed_up(grid, path, **options):
-    folder = Folder.write(path)
+    folder = Points.write(path)
     try:
         backup = Backup(grid, folder, **options)
         await backup.open()
@@ -276,7 +280,7 @@ async def backed_up(grid, path, **options):
 
 
 async def restored(grid, path, **options):
-    folder = Folder.open(path)
+    folder = Points.open(path)
     restore = Restore(grid, folder, folder.read())
     steps = await restore.plan()
     await restore.run(steps, **options)
@@ -365,7 +369,7 @@ async def test_a_restore_that_was_interrupted_goes_on(tmp_path):
 async def test_positions_are_kept_once_everything_before_them_has_come_out(tmp_path):
     async with StubCluster(partitions=5) as cluster:
         client = await prepared(cluster)
-        grid, folder = client.grid, Folder.write(tmp_path)
+        grid, folder = client.grid, Points.write(tmp_path)
         await register(grid, "out", "files", SinkSettings(results="results.pay"))
         positions = Positions(grid, "log")
         await positions.get("a")
@@ -393,6 +397,36 @@ async def test_positions_are_kept_once_everything_before_them_has_come_out(tmp_p
         folder.close()
 
 
+async def test_positions_wait_for_windows_that_are_written_after_the_results(tmp_path, monkeypatch):
+    may_write, settle = asyncio.Event(), WindowStage._settle
+
+    async def later(*given):
+        await may_write.wait()
+        await settle(*given)
+
+    monkeypatch.setattr(WindowStage, "_settle", later)
+    async with StubCluster(partitions=5) as cluster:
+        client = await prepared(cluster, job=OTHER_KEY)
+        grid, points = client.grid, Points.write(tmp_path)
+        positions = Positions(grid, "log")
+        await positions.get("a")
+        await positions.move("a", {"offset": 1})
+        backup = Backup(grid, points)
+        async with cluster.worker():
+            await client.put_events("events.pay", payment("c1", 10, 0))
+            await cluster.results("results.pay", 1)
+            async with asyncio.timeout(10):
+                while "`pay`" in backup._held or not backup._held:
+                    await backup.look()
+            assert backup._held == "`windows:pay` has 1 to go"
+            assert (await backup.look()).positions == {}
+            may_write.set()
+            made = await backup.look(10)
+            assert made.positions["log/a"]["position"] == {"offset": 1}
+            await same_states(client, points)
+        points.close()
+
+
 async def test_a_source_of_what_nobody_reads_begins_again(tmp_path):
     async with StubCluster(partitions=5) as cluster:
         client = await prepared(cluster)
@@ -414,7 +448,7 @@ async def test_a_source_of_what_nobody_reads_begins_again(tmp_path):
 async def test_what_keeps_its_positions_itself_is_told_where_to_go_back_to(tmp_path):
     async with StubCluster(partitions=5) as one, StubCluster(partitions=5, seed=1) as two:
         client = await prepared(one)
-        grid, folder = client.grid, Folder.write(tmp_path)
+        grid, folder = client.grid, Points.write(tmp_path)
         stats = SourceStats("orders", "kafka", "events.pay")
         record = {"id": "x", "seen_at": 1, "name": stats.name, "map": stats.map}
         records = Records(grid, "gridscore.sources")
@@ -473,31 +507,25 @@ async def test_points_of_another_cluster_are_not_replaced_by_those_of_an_empty_o
 async def test_a_full_disk_leaves_the_point_before_and_is_made_good(tmp_path, monkeypatch):
     async with StubCluster(partitions=5) as cluster:
         client = await prepared(cluster)
-        folder = Folder.write(tmp_path)
+        folder = Points.write(tmp_path)
         backup = Backup(client.grid, folder)
         await backup.look()
         await client.push_model(booster(6, ("amount", "age")), "pay")
-        write = restore_points._write
-
-        def full(path, data):
-            if path.parent.name == "points":
-                raise OSError(errno.ENOSPC, "No space left on device")
-            write(path, data)
-
-        monkeypatch.setattr(restore_points, "_write", full)
+        write = backup_stores._write
+        monkeypatch.setattr(backup_stores, "_write", full_disk)
         with pytest.raises(OSError, match="No space"):
             await backup.look()
-        assert Folder.open(tmp_path).read().number == 1
-        monkeypatch.setattr(restore_points, "_write", write)
+        assert Points.open(tmp_path).read().number == 1
+        monkeypatch.setattr(backup_stores, "_write", write)
         assert (await backup.look()).number == 2
         folder.close()
-        assert len(Folder.open(tmp_path).entries(Folder.open(tmp_path).read(), CHUNKS_MAP)) == 3
+        assert len(Points.open(tmp_path).entries(Points.open(tmp_path).read(), CHUNKS_MAP)) == 3
 
 
 async def test_nothing_is_written_when_nothing_has_changed_and_the_age_is_known(tmp_path):
     async with StubCluster(partitions=5) as cluster:
         client = await prepared(cluster)
-        folder = Folder.write(tmp_path)
+        folder = Points.write(tmp_path)
         backup = Backup(client.grid, folder, every=5)
         first = await backup.look(5)
         (before,) = await backups_of(client.grid)
@@ -513,7 +541,7 @@ async def test_nothing_is_written_when_nothing_has_changed_and_the_age_is_known(
 async def test_a_model_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatch):
     async with StubCluster(partitions=5) as cluster:
         client = await prepared(cluster)
-        folder = Folder.write(tmp_path)
+        folder = Points.write(tmp_path)
         backup, read = Backup(client.grid, folder), Backup._parts
         times = 0
 
@@ -537,7 +565,7 @@ async def test_a_map_that_is_too_large_is_told_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr("gridscore.operations.backup.MOST_BYTES", 100)
     async with StubCluster(partitions=5) as cluster:
         client = await prepared(cluster)
-        folder = Folder.write(tmp_path)
+        folder = Points.write(tmp_path)
         with pytest.raises(GridError, match="has more than"):
             await Backup(client.grid, folder).look()
         folder.close()
@@ -566,9 +594,172 @@ def test_a_state_says_nothing_of_journals_that_are_gone():
     ],
 )
 async def test_what_no_backup_has_written_is_not_restored(tmp_path, name, key, text, why):
-    folder = Folder.write(tmp_path)
+    folder = Points.write(tmp_path)
     made = Point(number=1, at=AT, cluster="c", maps={name: folder.add((), {key: text}, 1)})
     async with StubCluster(partitions=2) as cluster:
         with pytest.raises(BackupError, match=why):
             Restore((await cluster.client()).grid, folder, made)
     folder.close()
+
+
+# ---------------------------------------------------------------------- what a look costs
+
+
+@pytest.fixture
+def read_states(monkeypatch):
+    """Keys of states that looks ask for; `everything` where they read a partition."""
+    found = []
+
+    async def values(grid, name, partition, keys):
+        found.extend(keys if name == "windows.pay" else ())
+        return await read_values(grid, name, partition, keys)
+
+    async def walk(grid, name, *given):
+        found.extend(["everything"] * (name == "windows.pay"))
+        async for page in walked(grid, name, *given):
+            yield page
+
+    read_values, walked = backup_module.values_of, backup_module.walk
+    for name, value in {"values_of": values, "walk": walk, "_AT_ONCE": 0, "_ALL_STATES_SECONDS": math.inf}.items():
+        monkeypatch.setattr(backup_module, name, value)
+    return found
+
+
+async def same_states(client, points):
+    name = "windows.pay"
+    there = dict(await transport.map_entries(client.grid.client, name))
+    kept = points.entries(points.read(), name)
+    assert kept == {key: value[12:] for key, value in there.items() if key[:4] == b"\0\0\0\0"}
+
+
+@pytest.mark.parametrize("job", [JOB, OTHER_KEY], ids=["event key", "other key"])
+async def test_a_look_asks_for_the_states_that_can_have_changed(tmp_path, read_states, job):
+    async with StubCluster(partitions=5) as cluster:
+        client = await prepared(cluster, job=job)
+        points = Points.write(tmp_path)
+        backup = Backup(client.grid, points, every=5)
+        async with cluster.worker():
+            await client.put_events("events.pay", {k: v for n in range(100) for k, v in payment(f"c{n}", n, n).items()})
+            await cluster.results("results.pay", 100)
+            await backup.look(10)
+            await client.put_events("events.pay", payment("c7", 70, 200))
+            for count in (1, 0):
+                read_states.clear()
+                await backup.look(10)
+                await backup.look(10)
+                assert len(set(read_states)) == count
+                assert "everything" not in read_states
+            await same_states(client, points)
+        points.close()
+
+
+@pytest.mark.usefixtures("read_states")
+async def test_what_changes_while_a_look_reads_is_in_the_next(tmp_path, monkeypatch):
+    async with StubCluster(partitions=2) as cluster:
+        client = await prepared(cluster)
+        points = Points.write(tmp_path)
+        backup = Backup(client.grid, points, every=5)
+        async with cluster.worker():
+            await client.put_events("events.pay", payment("c1", 10, 0))
+            await cluster.results("results.pay", 1)
+            await backup.look(10)
+            read, second = backup_module.values_of, 0
+
+            async def values(grid, name, partition, keys):
+                nonlocal second
+                found = await read(grid, name, partition, keys)
+                if name == "windows.pay" and second < 3:
+                    second += 1
+                    await client.put_events("events.pay", payment("c1", 10, second))
+                    await backup.settle(10)  # it has its result, its state and its offset
+                return found
+
+            monkeypatch.setattr(backup_module, "values_of", values)
+            await backup.look(10)
+            assert second
+            await backup.look(10)
+            await backup.look(10)
+            await same_states(client, points)
+        points.close()
+
+
+@pytest.mark.parametrize("step", range(4))
+async def test_a_look_that_failed_does_not_count_and_leaves_nothing(tmp_path, read_states, monkeypatch, step):
+    async with StubCluster(partitions=5) as cluster:
+        client = await prepared(cluster)
+        points = Points.write(tmp_path)
+        backup = Backup(client.grid, points, every=5)
+        async with cluster.worker():
+            await client.put_events("events.pay", payment("c1", 10, 0))
+            await cluster.results("results.pay", 1)
+            await backup.look(10)
+            before, steps, sync = {*tmp_path.rglob("*")}, [step], os.fsync
+
+            def full(file):
+                if not steps[0]:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                steps[0] -= 1
+                sync(file)
+
+            await client.put_events("events.pay", payment("c1", 20, 1))
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fsync", full)
+                with pytest.raises(OSError, match="No space"):
+                    await backup.look(10)
+            assert {*tmp_path.rglob("*")} == before
+            await client.put_events("events.pay", payment("c2", 20, 2))
+            assert (await backup.look(10)).number == 2
+            await same_states(client, points)
+            assert "everything" not in read_states[-2:]
+        points.close()
+
+
+async def test_states_are_read_whole_where_the_journal_does_not_tell(tmp_path, read_states):
+    async with StubCluster(partitions=5, journals={"events.*": 8, "results.*": 100}) as cluster:
+        client = await prepared(cluster)
+        points = Points.write(tmp_path)
+        backup = Backup(client.grid, points, every=5)
+        async with cluster.worker():
+            for turn in range(4):
+                for n in range(60):
+                    await client.put_events("events.pay", payment(f"c{n}", turn, 100 * turn + n))
+                await cluster.results("results.pay", 60)
+                read_states.clear()
+                await backup.look(10)
+                await same_states(client, points)
+                assert "everything" in read_states
+            # Whoever is suspended may get states of a history.
+            await client.jobs.suspend("pay")
+            read_states.clear()
+            await backup.look()
+            assert set(read_states) == {"everything"}
+        points.close()
+
+
+def full_disk(path, data):
+    """A disk that has room for a part, and for no point."""
+    if path.parent.name == "points":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("age", "every", "error", "is_late"), [(9, 5, "", False), (11, 5, "", True), (25, 5, "", True)]
+)
+def test_a_point_is_late_that_is_twice_as_old_as_it_may_get(age, every, error, is_late):
+    record = BackupRecord("there", int((time.time() - age) * 1000), 1, every=every, error=error)
+    assert record.is_late == is_late
+
+
+@pytest.mark.parametrize("held_up", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("reading", [0.05, 0.5, 1.0, 1.6])
+def test_the_next_point_stands_before_the_last_is_too_old(held_up, reading):
+    settling = held_up * backup_module._patience(5.0, reading)
+    pause = backup_module._pause(5.0, reading, settling + reading)
+    assert reading + pause + settling + reading <= 5.0
+    assert pause >= reading
+
+
+def test_a_large_cluster_is_not_read_all_the_time():
+    assert backup_module._pause(5.0, 20.0, 21.0) == 20.0
+    assert backup_module._pause(5.0, 200.0, 201.0) == 60.0

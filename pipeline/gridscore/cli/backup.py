@@ -7,7 +7,6 @@ import contextlib
 import datetime as dt
 import logging
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,16 +19,18 @@ from gridscore.texts import duration_text
 if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.operations.restore import Step
-    from gridscore.operations.restore_points import Folder, Point
+    from gridscore.operations.restore_points import Point
 
 _PATIENCE_SECONDS = 30.0
+_WHERE = "a folder, or postgresql://USER@HOST:5432/DATABASE, where ${NAME} is taken from the environment"
 
 
 def backup(
     *,
-    to: Annotated[str, typer.Option(metavar="DIR", help="Folder for the restore points.", show_default=False)],
+    to: Annotated[str, typer.Option(metavar="DIR|URL", help=f"For restore points: {_WHERE}.", show_default=False)],
     every: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Go on, with a point so often, as 5s; else make one.")
+        str | None,
+        typer.Option(metavar="TIME", help="Go on, so that no point gets older than that, as 5s; else make one."),
     ] = None,
     without: Annotated[
         list[str] | None, typer.Option(metavar="MAP", help="A map of lookups or windows to leave out. Repeatable.")
@@ -47,33 +48,33 @@ def backup(
     from gridscore.cli.plug_run import run_until_told
     from gridscore.job.types import Duration, seconds_of
     from gridscore.operations.backup import Backup
-    from gridscore.operations.restore_points import Folder
+    from gridscore.operations.restore_points import Points
 
     seconds = 0.0 if every is None else seconds_of(valid(Duration, "--every", every))
     if every is not None and not 1 <= seconds <= 86_400:
         raise UsageError("--every: a second to a day is possible.")
-    path = _folder(to, "--to")
+    place = _place(to)
     logging.getLogger("gridscore.operations.backup").setLevel(min(logging.INFO, logging.getLogger().level))
     made = 0
 
     async def main() -> None:
         nonlocal made
-        with contextlib.closing(await asyncio.to_thread(Folder.write, path)) as folder:
+        with contextlib.closing(await asyncio.to_thread(Points.write, place)) as points:
             async with working(connection) as grid:
-                running = Backup(grid, folder, every=seconds, without=without or ())
+                running = Backup(grid, points, every=seconds, without=without or ())
                 await running.open()
                 if every is None:
                     point = await grid.while_same(running.look(_PATIENCE_SECONDS))
                     if as_json:
                         print_json(_to_json(point))
                     else:
-                        say(f"Restore point {point.number} in {path}. {_positions_text(point)}", to=console)
+                        say(f"Restore point {point.number} in {points.address}. {_positions_text(point)}", to=console)
                     return
-                say(f"A restore point in {path} every {duration_text(seconds)}. Ctrl-C stops it.")
+                say(f"A restore point in {points.address} every {duration_text(seconds)}. Ctrl-C stops it.")
                 try:
                     await running.run()
                 finally:
-                    made = running.points
+                    made = running.made
 
     code = run_until_told(main, lambda: False)
     if every is not None:
@@ -84,7 +85,9 @@ def backup(
 
 def restore(
     *,
-    from_: Annotated[str, typer.Option("--from", metavar="DIR", help="Folder of `backup`.", show_default=False)],
+    from_: Annotated[
+        str, typer.Option("--from", metavar="DIR|URL", help=f"Where `backup` keeps them: {_WHERE}.", show_default=False)
+    ],
     number: Annotated[
         int | None, typer.Option("--point", min=1, metavar="NUMBER", help="The restore point; else the newest.")
     ] = None,
@@ -102,20 +105,19 @@ def restore(
     Example: [bold]gridscore restore --from /backups/prod --dry-run[/]
     """
     from gridscore.operations.restore import Restore, to_json
-    from gridscore.operations.restore_points import Folder
-
-    folder: Folder = Folder.open(_folder(from_, "--from"))
-    point = folder.read(number)
+    from gridscore.operations.restore_points import Points
 
     async def main(grid: Grid) -> list[Step]:
-        restoring = await asyncio.to_thread(Restore, grid, folder, point)
+        restoring = await asyncio.to_thread(Restore, grid, points, point)
         steps = await restoring.plan()
         if not dry_run:
             with counted("restoring") as told:
                 await restoring.run(steps, merge=merge, progress=told)
         return steps
 
-    steps = run_on(connection, main)
+    with contextlib.closing(Points.open(_place(from_))) as points:
+        point = points.read(number)
+        steps = run_on(connection, main)
     if as_json:
         times = {"at": moment_at(point.at), "positions_at": moment_at(point.positions_at)}
         print_json({"restored": not dry_run, **to_json(point, steps), **times})
@@ -130,12 +132,16 @@ def restore(
         errors.print("[yellow]warning:[/] Sources begin where their settings say: look whether that is right.")
 
 
-def _folder(text: str, option: str) -> Path:
-    if "://" in text:
-        raise UsageError(
-            f"{option}: only folders can be used as yet.", "A mounted file system of another machine will do."
-        )
-    return Path(text)
+def _place(text: str) -> str:
+    """Where points are, with what the environment has of it."""
+    from pydantic import BaseModel
+
+    from gridscore.job.plugs.environment import from_environment
+
+    class Place(BaseModel):
+        to: str
+
+    return from_environment(Place(to=text))[0].to
 
 
 def _positions_text(point: Point) -> str:

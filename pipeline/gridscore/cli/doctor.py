@@ -93,6 +93,9 @@ async def _records(grid: Grid) -> list[Finding]:
     ]
 
 
+_LATE = "Look whether `gridscore backup` still runs, and what its log says; docs/operations.md has what makes it slow."
+
+
 async def _backups(grid: Grid) -> list[Finding]:
     """How old the last restore points are, if any were made."""
     from gridscore.grid.doctor import Finding, Level
@@ -107,8 +110,9 @@ async def _backups(grid: Grid) -> list[Finding]:
         Finding(
             Level.WARN if each.is_late else Level.OK,
             f"backup to {each.to}",
-            f"restore point {each.point}, {duration_text(each.age)} old{each.error and f'; {each.error}'}",
-            "Look whether `gridscore backup` still runs." if each.is_late else "",
+            f"restore point {each.point}, {duration_text(each.age)} old{each.oldest_text}"
+            + (f"; {each.error}" if each.error else ""),
+            _LATE if each.is_late else "",
         )
         for each in found
     ]

@@ -1,4 +1,4 @@
-"""Keeps what only the grid has in a folder outside of it, restore point by restore point; `restore` brings it back.
+"""Keeps what only the grid has outside of it, restore point by restore point; `restore` brings it back.
 
 Events and results are not kept: events come again from their sources. So a point has the positions of sources as of a
 moment up to which every event has its result, in everything that reads: a *mark*. It is taken like this:
@@ -15,9 +15,9 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import socket
+import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,21 +28,25 @@ from gridscore.dead_letters.letters import POSITIONS_MAP, SOURCES_MAP
 from gridscore.errors import GridError, GridscoreError, JournalMissingError, UsageError
 from gridscore.grid import Records, transport
 from gridscore.grid.cutting import JSON, STRING
-from gridscore.grid.entries import value_of, walk
+from gridscore.grid.entries import value_of, values_of, walk
 from gridscore.grid.journal import Journal
 from gridscore.grid.records import Count, Figure, Word, parsed
 from gridscore.group.lease_records import LEASES_MAP, read_records
 from gridscore.group.members import HEARTBEATS_MAP, HOLDINGS_MAP, WORKERS_MAP
 from gridscore.group.rescan import RESCANS_MAP, all_requests, requests_of
 from gridscore.group.sessions import SESSIONS_MAP
-from gridscore.job.life import JOBS_MAP, OVER, Jobs
+from gridscore.job.life import JOBS_MAP, OVER, Jobs, JobState
 from gridscore.models.chunks import CHUNKS_MAP
 from gridscore.models.registry import MODELS_MAP, VERSIONS_MAP
 from gridscore.operations.autoscale import AUTOSCALE_MAP
-from gridscore.operations.restore_points import MOST_BYTES, Folder, Point
+from gridscore.operations.restore_points import MOST_BYTES, Point, Points
 from gridscore.operations.status import ACKNOWLEDGED_MAP
+from gridscore.operations.window_changes import Tail, WindowChanges
 from gridscore.scoring.audit import AUDITS_MAP
 from gridscore.scoring.stats import subscription_of
+from gridscore.scoring.window_messages import request_map
+from gridscore.scoring.window_messages import subscription_of as windows_of
+from gridscore.scoring.window_states import map_of as window_map
 from gridscore.sinks.records import ERAS_MAP, PROCESSES_MAP, all_sinks
 from gridscore.sources.status import SourceRecord
 
@@ -68,12 +72,17 @@ NOT_KEPT = frozenset(
 )
 
 _BYTE_ARRAY = -12
+_GONE = b""
 _AT_ONCE = 10_000  # entries of a map that are read in one message
 _PAGE = 1_000
 _MOST_STAGES = 20
 _ATTEMPTS = 5
 _SETTLE_SECONDS, _MOST_SETTLE = 0.25, 5.0
-_LATE_SECONDS = 60.0
+_LATE_SECONDS = 10.0
+_LOOKS = 100
+_PARTITIONS_AT_ONCE = 16
+# Within which all states are read once more, for what nothing tells of: somebody has changed them by hand.
+_ALL_STATES_SECONDS = 600.0
 
 
 class BackupRecord(msgspec.Struct, frozen=True):
@@ -85,9 +94,10 @@ class BackupRecord(msgspec.Struct, frozen=True):
     # When the sources were where they go on from after a restore, as `at`; 0 if there is no point yet from which they
     # do.
     positions_at: Count = 0
-    every: Figure = 0.0  # seconds from one look to the next; 0 if it was a single one
+    every: Figure = 0.0  # seconds that a point may be old before the next stands; 0 if it was a single one
     held: Word = ""  # why the sources' positions are older than the rest
     error: Word = ""  # why the last look failed; empty if it did not
+    oldest: Figure = 0.0  # the most seconds that a point was old before the next stood, of the last looks
 
     @property
     def age(self) -> float:
@@ -95,9 +105,14 @@ class BackupRecord(msgspec.Struct, frozen=True):
         return max(0.0, time.time() - self.at / 1000)
 
     @property
+    def oldest_text(self) -> str:
+        """How old points get, as figures beside the age say it."""
+        return f" (at most {self.oldest:.1f} s in the last {_LOOKS} looks)" if self.oldest else ""
+
+    @property
     def is_late(self) -> bool:
         """Whether another look should have come."""
-        return bool(self.error) or (self.every > 0 and self.age > max(_LATE_SECONDS, 3 * self.every))
+        return bool(self.error) or (self.every > 0 and self.age > max(_LATE_SECONDS, 2 * self.every))
 
 
 @dataclass
@@ -114,12 +129,13 @@ class _Mark:
 class Backup:
     """Makes restore points of a cluster.
 
-    `folder`: where to; open for writing; `every`: seconds from one look to the next, for `status`; `without`: maps of
-    lookups, windows and dead letters that are left out. Raises UsageError if another map is to be left out.
+    `points`: where to; open for writing; `every`: seconds that the newest point may be old, where the backup runs;
+    `without`: maps of lookups, windows and dead letters that are left out. Raises UsageError if another map is to be
+    left out.
     """
 
-    def __init__(self, grid: Grid, folder: Folder, *, every: float = 0.0, without: Collection[str] = ()) -> None:
-        self._grid, self._folder, self._every = grid, folder, every
+    def __init__(self, grid: Grid, points: Points, *, every: float = 0.0, without: Collection[str] = ()) -> None:
+        self._grid, self._points, self._every = grid, points, every
         self._without = frozenset(without)
         if control := [name for name in without if name.startswith("gridscore.")]:
             raise UsageError(f"`{control[0]}` cannot be left out: other maps need it.")
@@ -130,9 +146,14 @@ class Backup:
         self._safe: _Mark | None = None
         self._held = ""
         self._looked_at = 0.0
+        self._ages = deque[float](maxlen=_LOOKS)
+        self._is_in_doubt = False
+        self._sizes: dict[str, int] = {}
+        self._tails: dict[str, tuple[object, dict[int, Tail]]] = {}  # of windows whose changes are told
+        self._turn = 0
         self._cluster = transport.cluster_id(grid.client)
         self._passed_over = Counter[str]()
-        self.points = 0
+        self.made = 0
 
     async def open(self) -> None:
         """Go on after the newest point.
@@ -140,52 +161,66 @@ class Backup:
         Raises UsageError if its points are of another cluster, which this one was not restored from; BackupError if it
         is damaged.
         """
-        if not self._folder.numbers():
+        if not await asyncio.to_thread(self._points.numbers):
             return
-        self._last = last = await asyncio.to_thread(self._folder.read)
-        if last.cluster != self._cluster and await self._records.get(self._folder.id) is None:
+        last = await asyncio.to_thread(self._points.read)
+        if last.cluster != self._cluster and await self._records.get(self._points.id) is None:
             raise UsageError(
-                f"The points in `{self._folder.path}` are of another cluster. New ones, of this one, would take their "
-                "place one after the other.",
-                f"Restore it first: `gridscore restore --from {self._folder.path}`; or name a new folder.",
+                f"The points in `{self._points.address}` are of another cluster. New ones, of this one, would take "
+                "their place one after the other.",
+                f"Restore it first: `gridscore restore --from {self._points.address}`; or name another place.",
             )
+        self._digests, self._tails = {}, {}
         for name in last.maps:
-            entries = await asyncio.to_thread(self._folder.entries, last, name)
+            entries = await asyncio.to_thread(self._points.entries, last, name)
             self._digests[name] = {key: _digest(text) for key, text in entries.items()}
+        self._last, self._looked_at = last, last.at
         self._safe = _Mark(last.positions_at, last.positions, last.feeds)
-        self._looked_at = last.at
 
     async def run(self) -> None:
-        """Make points until cancelled, whatever the cluster and the disk do.
+        """Make points until cancelled, whatever the cluster and the place of the points do.
 
         Raises ClusterReplacedError if another cluster is there instead, without what the points have.
         """
         await self._grid.while_same(self._run())
 
     async def _run(self) -> None:
+        busy = 0.0
         while True:
             began = time.monotonic()
             try:
-                await self.look(min(self._every, _MOST_SETTLE))
+                await self.look(_patience(self._every, busy))
+                busy = max(0.0, time.time() - self._looked_at)
             except (HazelcastError, GridscoreError, OSError) as error:
                 _log.warning("No restore point was made: %s", error, extra={"action": "backup_failed"})
                 await self._tell(str(error))
-            took = time.monotonic() - began
-            # A large cluster is not read all the time.
-            await asyncio.sleep(max(self._every - took, min(took, 60.0), 0.1))
+            await asyncio.sleep(_pause(self._every, busy, time.monotonic() - began))
 
     async def look(self, settle: float = 0.0) -> Point:
         """Read the cluster, and make a point if anything has changed; returns the newest.
 
         `settle`: seconds to wait until the sources' positions are safe; those of before are kept otherwise. What is
         read next has few events more, which windows would count again. Raises GridError if the cluster has more than
-        can be kept; OSError if the folder cannot be written.
+        can be kept; BackupError or OSError if the place of the points does not answer, or cannot be written.
         """
-        await self._settle(settle)
+        try:
+            if self._is_in_doubt:  # the point that failed may be there all the same
+                there = await asyncio.to_thread(self._points.numbers)
+                if max(there, default=0) != (self._last.number if self._last else 0):
+                    await asyncio.to_thread(self._points.begin)
+                    await self.open()
+                self._is_in_doubt = False
+            return await self._look(settle)
+        except BaseException:
+            self._is_in_doubt = True
+            self._points.undo()
+            raise
+
+    async def _look(self, settle: float) -> Point:
+        await self.settle(settle)
         at = time.time()
-        changes, digests = await self._read()
+        changes, sizes, tails = await self._read()
         last, safe = self._last, self._safe
-        names = {*digests, *(last.maps if last else ())}
         positions, positions_at, feeds = (safe.positions, safe.at, safe.feeds) if safe else ({}, 0.0, {})
         # Time alone makes no point: what the last one says still holds.
         as_before = (self._cluster, positions, positions_at > 0)
@@ -202,13 +237,13 @@ class Backup:
                     held=self._held,
                     feeds=feeds,
                     maps={
-                        name: self._folder.add(before.get(name, ()), changes.get(name, {}), len(digests.get(name, ())))
+                        name: self._points.add(before.get(name, ()), changes[name], self._live(name, changes[name]))
                         if changes.get(name)
                         else before.get(name, ())
-                        for name in sorted(names)
+                        for name in sorted({*changes, *before})
                     },
                 )
-                self._folder.commit(made)
+                self._points.commit(made)
                 return made
 
             if transport.cluster_id(self._grid.client) != self._cluster:
@@ -218,96 +253,165 @@ class Backup:
                 last = await asyncio.shield(writing)
             finally:
                 await asyncio.wait({writing})  # nobody else may write before, even if we are told to stop
-            self.points += 1
-        self._last, self._digests, self._looked_at = last, digests, at
+            self.made += 1
+            for name, changed in changes.items():
+                known = self._digests.setdefault(name, {})
+                known |= {key: _digest(text) for key, text in changed.items() if text is not None}
+                for key, text in changed.items():
+                    if text is None:
+                        known.pop(key, None)
+        if self._turn and self._every:
+            self._ages.append(time.time() - self._looked_at)
+        self._last, self._looked_at, self._sizes, self._tails = last, at, sizes, tails
+        self._turn += 1
         await self._tell("")
         return last
 
+    def _live(self, name: str, changed: Mapping[bytes, bytes | None]) -> int:
+        """Entries that a map has after some changes."""
+        known = self._digests.get(name, {})
+        return len(known) + sum(-1 if text is None else key not in known for key, text in changed.items())
+
     async def _tell(self, error: str) -> None:
         """Write down in the grid how old the last point is."""
-        last, to = self._last, f"{socket.gethostname()}:{self._folder.path.resolve()}"
-        if last is None:
+        if self._last is None:
             return
         record = BackupRecord(
-            to=to,
+            to=self._points.place,
             at=int(self._looked_at * 1000),
-            point=last.number,
+            point=self._last.number,
             positions_at=int((self._safe.at if self._safe else 0) * 1000),
             every=self._every,
             held=self._held,
             error=error[:1000],
+            oldest=max(self._ages, default=0.0),
         )
         try:
-            await self._records.put(self._folder.id, msgspec.to_builtins(record))
+            await self._records.put(self._points.id, msgspec.to_builtins(record))
         except (HazelcastError, GridError) as failed:
             _log.debug("The figures of the backup could not be published: %s", failed)
 
     # ------------------------------------------------------------------ what the maps have
 
-    async def _read(self) -> tuple[dict[str, dict[bytes, bytes | None]], dict[str, dict[bytes, bytes]]]:
-        """What has changed since the last point, and digests of what is there, by map.
+    async def _read(self) -> tuple[dict[str, dict[bytes, bytes | None]], dict[str, int], dict[str, Any]]:
+        """What has changed since the last point, by map; how large maps are; and up to where windows' changes are told.
 
         Jobs name models, and models their parts: each is read before what it names. A model that has changed meanwhile
         may have lost parts that were read of; so they are read again.
         """
         there = await transport.map_names(self._grid.client)
-        jobs = [record.job for record in await Jobs(self._grid).all() if record.state not in OVER]
-        lookups = {lookup.map for job in jobs for lookup in job.lookups.values()} - self._without
+        records = [record for record in await Jobs(self._grid).all() if record.state not in OVER]
+        lookups = {lookup.map for record in records for lookup in record.job.lookups.values()} - self._without
         rest = {name for name in there if name.startswith(("gridscore.", "dead-letters.", "windows."))} - NOT_KEPT
+        sizes: dict[str, int] = {}
         models = (MODELS_MAP, VERSIONS_MAP, CHUNKS_MAP)
         for _ in range(_ATTEMPTS):
             first = (JOBS_MAP, *models)
             before = await Records(self._grid, MODELS_MAP).all() if MODELS_MAP in there else {}
-            found = {name: await self._diff(name) for name in first if name in there}
+            changes = {name: await self._diff(name, sizes) for name in first if name in there}
             if MODELS_MAP not in there or await Records(self._grid, MODELS_MAP).all() == before:
                 break
         else:
             raise GridError("Models are changed all the time: no restore point was made.")
+        # Who is suspended may have its windows filled with a history.
+        windows = {window_map(each.name): each for each in records if each.state is JobState.RUNNING and self._every}
+        tails: dict[str, tuple[object, dict[int, Tail]]] = {}
         for name in sorted(((rest - {*first}) | (lookups & there)) - self._without):
-            found[name] = await self._diff(name)
-        changes = {name: changed for name, (changed, _) in found.items()}
-        changes |= {name: dict.fromkeys(keys) for name, keys in self._digests.items() if name not in found}
-        return changes, {name: digests for name, (_, digests) in found.items()}
+            if (record := windows.get(name)) is None:
+                changes[name] = await self._diff(name, sizes)
+            else:
+                told = WindowChanges(self._grid, record)
+                run, before_then = self._tails.get(name, (None, {}))
+                tails[name] = told.run, await told.tails()
+                changes[name] = await self._diff(
+                    name, sizes, (told, before_then if run == told.run else {}, tails[name][1])
+                )
+        changes |= {name: dict.fromkeys(keys) for name, keys in self._digests.items() if name not in changes}
+        return changes, sizes, tails
 
-    async def _diff(self, name: str) -> tuple[dict[bytes, bytes | None], dict[bytes, bytes]]:
+    async def _diff(
+        self,
+        name: str,
+        sizes: dict[str, int],
+        told: tuple[WindowChanges, dict[int, Tail], dict[int, Tail]] | None = None,
+    ) -> dict[bytes, bytes | None]:
+        """What has changed of a map."""
         known = self._digests.get(name, {})
-        digests: dict[bytes, bytes] = {}
         changed: dict[bytes, bytes | None] = {}
-        size = 0
-        async for key, text in self._parts(known) if name == CHUNKS_MAP else self._texts(name):
-            digest = digests[key] = known[key] if text is None else _digest(text)
-            size += len(text or b"") + len(key)
-            if known.get(key) != digest:
+        seen: set[bytes] | None = set()
+        size, count = 0, await transport.map_size(self._grid.client, name)
+        if name == CHUNKS_MAP:
+            entries = self._parts(known)
+        elif told and told[1] and count > _AT_ONCE and len(known) < 1.5 * count:
+            seen, size = None, self._sizes.get(name, 0)
+            entries = self._changed_states(name, *told)
+        else:
+            entries = self._texts(name, count)
+        async for key, text in entries:
+            if seen is not None:
+                seen.add(key)
+            if text is _GONE:
+                if key in known:
+                    changed[key] = None
+                continue
+            if seen is not None or key not in known:
+                size += len(text or b"") + len(key)
+            if text is not None and known.get(key) != _digest(text):
                 changed[key] = text
             if size > MOST_BYTES:
                 raise GridError(
                     f"The map `{name}` has more than {MOST_BYTES >> 20:,} MiB: no restore point was made.",
                     f"It can be left out: `--without {name}`.",
                 )
-        return changed | {key: None for key in known if key not in digests}, digests
+        sizes[name] = size
+        return changed if seen is None else changed | {key: None for key in known if key not in seen}
 
-    async def _texts(self, name: str) -> AsyncIterator[tuple[bytes, bytes | None]]:
+    async def _texts(self, name: str, count: int) -> AsyncIterator[tuple[bytes, bytes | None]]:
         """Serialized keys and JSON texts of a map."""
         others = 0
-        async for page in self._pages(name):
+        async for page in self._pages(name, count):
             for key, value in page:
-                if _type_of(key) in KEY_TYPES and _type_of(value) == JSON:
+                if _is_kept(name, key, value):
                     yield key, value[12:]
-                else:
+                elif not _is_ledger(name, key):
                     others += 1
         if others and others != self._passed_over[name]:
             text = "%s: %d entries are not kept: their keys are no strings or whole numbers, or they are not JSON"
             _log.warning(text, name, others, extra={"action": "backup_passed_over"})
         self._passed_over[name] = others
 
-    async def _pages(self, name: str) -> AsyncIterator[list[tuple[bytes, bytes]]]:
+    async def _pages(self, name: str, count: int) -> AsyncIterator[list[tuple[bytes, bytes]]]:
         grid = self._grid
-        if await transport.map_size(grid.client, name) <= _AT_ONCE:
+        if count <= _AT_ONCE:
             yield await transport.map_entries(grid.client, name)
             return
         for partition in range(grid.partition_count):
             async for page in walk(grid, name, partition, _PAGE):
                 yield page
+
+    async def _changed_states(
+        self, name: str, told: WindowChanges, before: dict[int, Tail], now: dict[int, Tail]
+    ) -> AsyncIterator[tuple[bytes, bytes | None]]:
+        """Keys and texts of states that can have changed, `_GONE` for those that are gone; and, in turns, of all."""
+        grid, count = self._grid, self._grid.partition_count
+        turn = math.ceil(count * self._every / _ALL_STATES_SECONDS)
+        whole = {(self._turn * turn + each) % count for each in range(turn)}
+
+        async def of(partition: int) -> list[tuple[bytes, bytes | None]]:
+            keys = None if partition in whole else await told.keys(partition, before.get(partition), now.get(partition))
+            if keys is None:
+                return [each async for page in walk(grid, name, partition, _PAGE) for each in page]
+            values = await values_of(grid, name, partition, keys)
+            return [(key, values.get(key)) for key in keys]
+
+        for begin in range(0, count, _PARTITIONS_AT_ONCE):
+            some = range(begin, min(begin + _PARTITIONS_AT_ONCE, count))
+            for found in await asyncio.gather(*map(of, some)):
+                for key, value in found:
+                    if value is None:
+                        yield key, _GONE
+                    elif _is_kept(name, key, value):
+                        yield key, value[12:]
 
     async def _parts(self, known: Mapping[bytes, bytes]) -> AsyncIterator[tuple[bytes, bytes | None]]:
         """Keys of the parts of models, each with the name of its file; None for one that is kept: none ever changes."""
@@ -317,15 +421,23 @@ class Backup:
                 continue
             value = await value_of(self._grid, CHUNKS_MAP, key)
             if value is not None and _type_of(key) == STRING and _type_of(value) == _BYTE_ARRAY:
-                yield key, (await asyncio.to_thread(self._folder.put, value[12:])).encode()
+                yield key, (await asyncio.to_thread(self._points.put, value[12:])).encode()
 
     # ------------------------------------------------------------------ the positions of the sources
 
-    async def _readers(self) -> list[tuple[Subscription, str | None]]:
-        """What jobs and sinks read, and where the results go."""
-        jobs = [each for each in await Jobs(self._grid).all() if each.state not in OVER]
-        found: list[tuple[Subscription, str | None]] = [(subscription_of(each), each.job.results) for each in jobs]
-        return found + [(sink.subscription, None) for sink in await all_sinks(self._grid)]
+    async def _readers(self) -> list[tuple[Subscription, set[str]]]:
+        """What jobs, their windows and sinks read, and where they put what comes of it."""
+        found: list[tuple[Subscription, set[str]]] = [
+            (sink.subscription, set()) for sink in await all_sinks(self._grid)
+        ]
+        for each in await Jobs(self._grid).all():
+            if each.state not in OVER:
+                outputs = {each.job.results}
+                if each.job.routes_windows:  # which are written after the results
+                    outputs.add(request_map(each.name))
+                    found.append((windows_of(each.name), set()))
+                found.append((subscription_of(each), outputs))
+        return found
 
     async def _mark(self) -> _Mark:
         grid, at = self._grid, time.time()
@@ -348,7 +460,8 @@ class Backup:
         maps = frozenset(sub.map for sub, _ in await self._readers())
         return _Mark(at, positions, feeds, maps, await self._ends(maps))
 
-    async def _settle(self, seconds: float) -> None:
+    async def settle(self, seconds: float) -> None:
+        """Wait, for a time at most, until everything that sources had read at a moment has come out."""
         began = time.monotonic()
         while True:
             mark = self._pending = self._pending or await self._mark()
@@ -363,7 +476,7 @@ class Backup:
         """Whether all readers have come as far as the mark asks; its tails move on with them."""
         for _ in range(_MOST_STAGES):  # jobs may read each other's results in a circle
             readers = await self._readers()
-            concerned = [(sub, results) for sub, results in readers if sub.map in mark.tails]
+            concerned = [(sub, outputs) for sub, outputs in readers if sub.map in mark.tails]
             requests = await all_requests(self._grid)
             owed = [(sub.group, await self._owed(sub, mark.tails[sub.map], requests)) for sub, _ in concerned]
             if waited := [f"`{group.removeprefix('sink:')}` has {count:,} to go" for group, count in owed if count]:
@@ -373,7 +486,7 @@ class Backup:
                         self._pending = None  # a journal has begun again, and nobody will ever come as far
                 return False
             read = {sub.map for sub, _ in readers}
-            mark.tails = await self._ends({results for _, results in concerned if results} & read)
+            mark.tails = await self._ends(set[str]().union(*(outputs for _, outputs in concerned)) & read)
             if not mark.tails:
                 break
         return True
@@ -416,6 +529,19 @@ async def backups_of(grid: Grid) -> list[BackupRecord]:
     return sorted(found.values(), key=lambda each: -each.at)
 
 
+def _patience(every: float, busy: float) -> float:
+    """Seconds to wait for safe positions; see `_pause`."""
+    return max(0.0, min(every / 2, every - 3 * busy, _MOST_SETTLE))
+
+
+def _pause(every: float, busy: float, took: float) -> float:
+    """Seconds until the next look, that its point stands when this one is `every` old.
+
+    `busy`: that reading and writing took, as a large cluster is not read all the time; `took`: the look, with its wait.
+    """
+    return max(every - busy - 1.5 * took, min(busy, 60.0), 0.1)
+
+
 def _is_of(source: str, keys: Collection[str]) -> bool:
     return any(key.partition("/")[0] == source for key in keys)
 
@@ -429,6 +555,15 @@ def _restored(record: Mapping[str, Any]) -> dict[str, int]:
 
 def _digest(text: bytes) -> bytes:
     return hashlib.blake2b(text, digest_size=12).digest()
+
+
+def _is_ledger(name: str, key: bytes) -> bool:
+    """Whether an entry says which events of journals windows have; they are the only ones that choose a partition."""
+    return name.startswith("windows.") and key[:4] != b"\0\0\0\0"
+
+
+def _is_kept(name: str, key: bytes, value: bytes) -> bool:
+    return _type_of(key) in KEY_TYPES and _type_of(value) == JSON and not _is_ledger(name, key)
 
 
 def _type_of(data: bytes) -> int:

@@ -6,7 +6,6 @@ Jobs come last, so that nobody scores before everything is there. If it is inter
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +23,7 @@ from gridscore.job.life import JOBS_MAP, OVER, JobRecord
 from gridscore.models.chunks import CHUNKS_MAP
 from gridscore.models.version import CHUNK
 from gridscore.operations.backup import BACKUPS_MAP, KEY_TYPES, NOT_KEPT, BackupRecord
-from gridscore.operations.restore_points import BackupError
+from gridscore.operations.backup_stores import BackupError
 from gridscore.scoring.preparation import prepare
 from gridscore.scoring.stats import subscription_of
 from gridscore.scoring.window_states import for_another_grid
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from gridscore.grid import Grid
-    from gridscore.operations.restore_points import Folder, Point
+    from gridscore.operations.restore_points import Point, Points
 
 _ENTRIES, _BYTES = 500, 1 << 20  # of one message
 _LEASE_SECONDS = 40.0
@@ -59,8 +58,8 @@ class Restore:
     Raises BackupError if something of it is missing, damaged, or not of this version of Gridscore.
     """
 
-    def __init__(self, grid: Grid, folder: Folder, point: Point) -> None:
-        self._grid, self._folder, self.point = grid, folder, point
+    def __init__(self, grid: Grid, points: Points, point: Point) -> None:
+        self._grid, self._points, self.point = grid, points, point
         self._jobs: list[JobRecord] = []
         self._content = self._load()
 
@@ -105,17 +104,17 @@ class Restore:
                     f"{count:,} entries of `{step.map}` are not what was put: somebody else changes them.",
                     "Stop whatever else writes there, then restore again.",
                 )
-        point, path = self.point, self._folder.path.resolve()
+        point = self.point
         at, positions_at = int(point.at * 1000), int(point.positions_at * 1000)
-        known = BackupRecord(f"{socket.gethostname()}:{path}", at, point.number, positions_at, held=point.held)
-        await Records(self._grid, BACKUPS_MAP).put(self._folder.id, msgspec.to_builtins(known))
+        known = BackupRecord(self._points.place, at, point.number, positions_at, held=point.held)
+        await Records(self._grid, BACKUPS_MAP).put(self._points.id, msgspec.to_builtins(known))
 
     # ------------------------------------------------------------------ what the point has
 
     def _load(self) -> dict[str, dict[bytes, bytes]]:
         """Texts by key and map, in the order in which they are put; jobs last."""
         point = self.point
-        found = {name: self._folder.entries(point, name) for name in point.maps}
+        found = {name: self._points.entries(point, name) for name in point.maps}
         for key, text in found.get(JOBS_MAP, {}).items():
             name = ""
             try:
@@ -197,7 +196,7 @@ class Restore:
             await asyncio.gather(*puts)
 
     async def _part(self, sha256: bytes) -> bytes:
-        return await asyncio.to_thread(self._folder.data, sha256.decode("latin-1"), CHUNK)
+        return await asyncio.to_thread(self._points.data, sha256.decode("latin-1"), CHUNK)
 
     async def _begin_at_zero(self) -> None:
         """Let all readers begin at the start of their journals: what is put from now on is for them.

@@ -204,6 +204,12 @@ def read_request(text: bytes, parts: Parts, partition: int, partition_count: int
     return asked
 
 
+def keys_of(text: bytes) -> list[bytes]:
+    """The keys of the states that a request asks for. Raises ValueError if it is not one."""
+    found = _request(text)
+    return _cut(found.keys, np.frombuffer(found.lengths, np.int32).tolist())
+
+
 def _cut(keys: bytes, lengths: Sequence[int]) -> list[bytes]:
     if any(length < TEXT_HEADER.size for length in lengths) or sum(lengths) != len(keys):
         raise ValueError("its keys are cut off")
