@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import time
 
 import httpx
 import msgspec
@@ -17,6 +18,7 @@ from gridscore.job import JobState, parse_job
 from gridscore.job.plugs.base import SinkSettings
 from gridscore.models.drift import DRIFT_MAP, Alert, DriftRecord, Tally, Watched
 from gridscore.operations import metrics as module
+from gridscore.operations.backup import BACKUPS_MAP, BackupRecord
 from gridscore.operations.metrics import Metrics, exposed
 from gridscore.scoring.stats import Latencies
 from gridscore.sinks.runner import SinkRunner
@@ -90,6 +92,10 @@ async def told():
         async with cluster.worker(times=True) as worker:
             await until(lambda: "cards" in worker.runners and worker.runners["cards"].stats.copies)
             await Records(client.grid, DRIFT_MAP).put("cards", msgspec.to_builtins(DRIFT))
+            backup, now = BackupRecord("there", 0, 1), int(time.time() * 1000)
+            for number, (at, every) in enumerate([(now + 100_000, 5.0), (now - 30_000, 5.0), (now, 0.0)]):
+                record = msgspec.structs.replace(backup, to=f"place {number}", at=at, every=every)
+                await Records(client.grid, BACKUPS_MAP).put(f"{number}", msgspec.to_builtins(record))
             return (await finished(worker, lambda metrics: metrics.text())).decode()
 
 
@@ -131,6 +137,9 @@ async def test_metrics_are_those_of_prometheus_rules_and_true(told):
     assert found["gridscore_sink_results_total", "list", "alerts"] == 40
     assert found["gridscore_sink_lag_results", "list", "alerts"] == 0
     assert found["gridscore_sink_state", "list", "alerts", "delivering"] == 1
+    late = {name[1]: value for name, value in found.items() if name[0] == "gridscore_backup_late"}
+    assert late == {"place 0": 0, "place 1": 1}  # the third was a single one
+    assert 30 < found["gridscore_backup_age_seconds", "place 1"] < 300
     assert not any(name[0].endswith("journal_left_seconds") for name in found)  # nobody knows after one look
 
 

@@ -21,6 +21,7 @@ from gridscore.cli.metrics import address_of
 from gridscore.grid import Records
 from gridscore.models.drift import DRIFT_MAP
 from gridscore.operations import metrics as module
+from gridscore.operations.backup import BACKUPS_MAP
 from gridscore.testing import StubCluster
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,7 @@ async def known(monkeypatch):
             await until(lambda: "cards" in worker.runners and worker.runners["cards"].stats.copies)
             worker._grid.journalled |= dict.fromkeys(("events.cards", "results.cards"), 5_000)  # as members tell
             await Records(worker._grid, DRIFT_MAP).put("cards", msgspec.to_builtins(DRIFT))
+            await Records(worker._grid, BACKUPS_MAP).put("a", {"to": "there", "at": 1, "point": 1, "every": 5})
             text = await finished(worker, lambda metrics: metrics.text())
     async with StubCluster(partitions=5) as cluster:
         await prepared(cluster, PLAIN)

@@ -26,6 +26,7 @@ from gridscore.job import JobState
 from gridscore.job.life import OVER, WANTED
 from gridscore.job.plugs.http import PostSettings
 from gridscore.models.drift import MEASURES, drift_of
+from gridscore.operations.backup import backups_of
 from gridscore.operations.health import TREND_SECONDS, fullest, seconds_left
 from gridscore.operations.status import positions
 from gridscore.scoring.stats import LATENCY_SECONDS
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from gridscore.group.group import Group
     from gridscore.group.subscription import GroupStats
     from gridscore.models.drift import DriftRecord
+    from gridscore.operations.backup import BackupRecord
     from gridscore.operations.status import Position
     from gridscore.scoring import JobRunner, Worker
     from gridscore.scoring.stats import JobStats
@@ -195,7 +197,7 @@ class Metrics:
         drifting = [name for name in jobs if name in records and records[name].job.drift is not None]
         maps = [map_of(name) for name in jobs]
         maps += [runner.windows.map_name for runner in jobs.values() if runner.windows is not None]
-        looked, sizes, drifts = await self._ask(maps, drifting)
+        looked, sizes, drifts, backups = await self._ask(maps, drifting)
         families, grid = Families(), self._grid
         families.show("gridscore_build_info", "Always 1.", 1, version=version("gridscore"))
         text = "Whether the cluster has answered all that it was asked for these metrics."
@@ -212,6 +214,11 @@ class Metrics:
                 families.show("gridscore_worker_job_wanted", text, float(state in WANTED), job=name)
                 failed = float(state == JobState.FAILED)
                 families.show("gridscore_worker_job_failed", "Whether a job is FAILED.", failed, job=name)
+        for backup in backups:
+            text = "Since the cluster was read for the newest restore point of a backup that runs, or ran, by itself."
+            families.show("gridscore_backup_age_seconds", text, backup.age, to=backup.to)
+            text = "Whether that is more than twice what it may be, or the last look failed."
+            families.show("gridscore_backup_late", text, float(backup.is_late), to=backup.to)
         for source in self._sources:
             stats, labels = source.stats, {"source": source.name, "kind": source.stats.kind}
             for field, (what, text) in _OF_SOURCES.items():
@@ -235,8 +242,8 @@ class Metrics:
 
     async def _ask(
         self, maps: Sequence[str], drifting: Sequence[str]
-    ) -> tuple[bool, dict[str, int], dict[str, DriftRecord | None]]:
-        """Look at the journals, how large maps are, and at the drift of jobs; whether all was answered in time."""
+    ) -> tuple[bool, dict[str, int], dict[str, DriftRecord | None], list[BackupRecord]]:
+        """Look at journals, how large maps are, the drift of jobs, and backups; whether all was answered in time."""
         client = self._grid.client
         try:
             async with asyncio.timeout(LOOK_SECONDS), asyncio.TaskGroup() as tasks:
@@ -244,12 +251,14 @@ class Metrics:
                     tasks.create_task(each.look(self._grid))
                 asked = {name: tasks.create_task(transport.map_size(client, name)) for name in maps}
                 drifts = {name: tasks.create_task(drift_of(self._grid, name)) for name in drifting}
+                backups = tasks.create_task(backups_of(self._grid)) if self._worker is not None else None
         except (TimeoutError, ExceptionGroup) as error:
             if isinstance(error, ExceptionGroup) and error.split((HazelcastError, GridscoreError))[1] is not None:
                 raise
-            return False, {}, {}
+            return False, {}, {}, []
         sizes = {name: size.result() for name, size in asked.items()}
-        return True, sizes, {name: drift.result() for name, drift in drifts.items()}
+        running = [each for each in backups.result() if each.every] if backups else []
+        return True, sizes, {name: drift.result() for name, drift in drifts.items()}, running
 
 
 @asynccontextmanager
