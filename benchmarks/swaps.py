@@ -272,7 +272,7 @@ class _Bench:
         ends = [at for at, _ in self.steps[1:]] + [np.inf]
         for (begun, step), ended in zip([(-np.inf, before), *self.steps], [self.steps[0][0], *ends], strict=True):
             held = (scored > begun - _BLUR_SECONDS) & (scored < ended + _BLUR_SECONDS)
-            fits |= held & (step.takes(draws) == theirs)
+            fits |= held & ((step.variants(draws) > 0) == theirs)
         return int((~fits & (found.version[rows.start : rows.stop] > 0)).sum())
 
     async def pairs(self, versions: tuple[int, int], blocks: int, seconds: float) -> list[list[tuple[int, int, bool]]]:

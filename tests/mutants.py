@@ -512,9 +512,23 @@ MUTANTS = [
     Mutant(
         "the challenger's results name the champion's version",
         "scoring/trial.py",
-        "MadeBy((champion.model.version, other.model.version), variants)",
-        "MadeBy((champion.model.version, champion.model.version), variants)",
+        "MadeBy([each.model.version for each in of], variants)",
+        "MadeBy([champion.model.version for each in of], variants)",
         (CANARY,),
+    ),
+    Mutant(
+        "a challenger that ends leaves its place to the next one",
+        "models/experiment.py",
+        'n * (each.state == "running")',
+        "n",
+        ("tests/unit/test_experiments.py", "-k", "moves_nobody"),
+    ),
+    Mutant(
+        "intervals of outcomes are those of one look",
+        "models/outcomes.py",
+        "return math.sqrt((1 + 1 / variance) * math.log((1 + variance) / alpha**2))",
+        "return 1.96",
+        ("tests/unit/test_experiment_outcomes.py", "-k", "again_and_again"),
     ),
 ]
 

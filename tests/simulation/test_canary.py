@@ -110,7 +110,7 @@ def test_steps_swaps_and_a_kill_while_every_result_is_what_its_version_gives():
 
         book.found = None
         standing = world.ask(world.client.promote_experiment("sim", why="all steps were well"))
-        assert (standing.counts.behind, standing.counts.challenger.errors) == (0, 0)
+        assert (standing.counts.of("challenger").behind, standing.counts.of("challenger").errors) == (0, 0)
         world.put({"last": 5.0})
         world.advance(5.0)
         last = json.loads(_text(dict(_entries(world.cluster, "results.sim"))[_data("last")]))

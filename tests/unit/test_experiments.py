@@ -24,18 +24,9 @@ from gridscore.group.reader import Arrival, Cursor
 from gridscore.job import parse_job
 from gridscore.models import LoadedModel
 from gridscore.models.candidate import Candidate
-from gridscore.models.experiment import (
-    GROUPS,
-    Counted,
-    Counts,
-    Experiment,
-    Limits,
-    Tally,
-    compared,
-    judged,
-    shift_of,
-)
+from gridscore.models.experiment import Experiment, Limits, judged
 from gridscore.models.metrics import psi
+from gridscore.models.variants import GROUPS, VARIANTS, Counted, Counts, Tally, compared, holm, shift_of
 from gridscore.operations.status import Observer
 from gridscore.operations.wipe import remnants, wipe
 from gridscore.scoring import results
@@ -51,13 +42,12 @@ def experiment(**changes):
         "job": "payments",
         "submitted_at": "then",
         "model": "payments",
-        "version": 2,
+        "challengers": [{"version": 2}],
         "kind": "canary",
         "steps": [5, 25, 100],
         "every": 60,
         "since": "then",
         "by": "ana@here",
-        "at": "then",
         **changes,
     }
     return msgspec.convert(value, Experiment)
@@ -78,7 +68,7 @@ def is_challengers(entity, salt, share):
 def test_who_is_the_challengers_is_a_matter_of_arithmetic(share):
     names = [f"customer-{n}" for n in range(5_000)] + ["", "ä", "\N{SNOWMAN}"]
     found = experiment(steps=[share], id="abc")
-    taken = found.takes(found.draws([name.encode() for name in names]))
+    taken = found.variants(found.draws([name.encode() for name in names])) == 1
     assert taken.tolist() == [is_challengers(name, "abc", share) for name in names]
     assert abs(taken.mean() - share / 100) < 0.02
 
@@ -89,19 +79,19 @@ def test_nobody_flips_as_the_share_grows_and_experiments_draw_anew():
     before = np.zeros(len(names), bool)
     for step in range(5):
         now = msgspec.structs.replace(found, step=step)
-        taken = now.takes(now.draws(names))
+        taken = now.variants(now.draws(names)) == 1
         assert not (before & ~taken).any()
         before = taken
     assert before.all()
     first, other = (experiment(id=name, steps=[50]) for name in ("e1", "e2"))
-    both = first.takes(first.draws(names)) & other.takes(other.draws(names))
+    both = (first.variants(first.draws(names)) == 1) & (other.variants(other.draws(names)) == 1)
     assert abs(both.mean() - 0.25) < 0.02
 
 
 def test_an_event_without_an_entity_is_the_champions():
     found = experiment(steps=[100])
     draws = found.draws([b"a", None, b"b"])
-    assert (draws[1], found.takes(draws).tolist()) == (-1, [True, False, True])
+    assert (draws[1], found.variants(draws).tolist()) == (-1, [1, 0, 1])
 
 
 @pytest.mark.parametrize(
@@ -121,7 +111,46 @@ def test_a_record_that_makes_no_sense_is_not_one(changes):
         experiment(**changes)
 
 
+def challengers(*numbers):
+    return [{"version": number} for number in numbers]
+
+
+def test_several_have_exact_shares_and_one_that_is_stopped_moves_nobody_between_the_others():
+    names = [b"customer-%d" % n for n in range(20_000)]
+    found = experiment(kind="split", steps=[20], challengers=challengers(2, 3, 4), id="abc")
+    before = found.variants(found.draws(names))
+    places = [
+        next((n for n in (1, 2, 3) if is_challengers(name.decode(), "abc", 20 * n)), 0) for name in names
+    ]  # the docs: below 20 % the first one's, below 40 % the second's, …
+    assert before.tolist() == places
+    assert np.abs(np.bincount(before) / len(names) - (0.4, 0.2, 0.2, 0.2)).max() < 0.02
+    after = found.ended(1, "no better", "now", told=True)
+    now = after.variants(after.draws(names))
+    assert (now[before == 2] == 0).all()
+    assert (now[before != 2] == before[before != 2]).all()
+    assert (after.state, after.why) == ("running", "challenger-2 v3: no better")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"challengers": challengers(2, 3)},  # of a canary
+        {"kind": "split", "steps": [20], "challengers": challengers(2, 2)},
+        {"kind": "split", "steps": [20], "challengers": challengers(2, 3, 4, 5, 6)},
+        {"kind": "split", "steps": [34], "challengers": challengers(2, 3, 4)},
+        {"challengers": []},
+    ],
+)
+def test_challengers_that_make_no_sense_are_refused(changes):
+    with pytest.raises(msgspec.ValidationError):
+        experiment(**changes)
+
+
 # ---------------------------------------------------------------------- what is to be done
+
+
+def both(*variants, **more):
+    return Counts(id="e1", variants=dict(zip(VARIANTS, variants, strict=False)), **more)
 
 
 def counts(champion=(), challenger=(), **more):
@@ -130,7 +159,7 @@ def counts(champion=(), challenger=(), **more):
         bins = {12_224: events} if bins is None else bins
         return Counted(groups=tuple(groups), errors=errors, ns=int(us * 1_000 * (events + errors)), bins=bins)
 
-    return Counts(id="e1", champion=counted(*champion), challenger=counted(*challenger), **more)
+    return both(counted(*champion), counted(*challenger), **more)
 
 
 LIMITS = {"errors": 0.01, "us_per_row": 5.0, "psi": 0.2, "least": 100}
@@ -171,7 +200,7 @@ def test_each_step_needs_events_of_its_own_and_the_last_one_stays():
     second = judged(first, counts((2_000,), (300,)), counts(), 600.0, "later")
     assert (second.step, second.share) == (2, 100)
     assert judged(second, counts((2_000,), (9_000,)), counts(), 600.0, "later") == second
-    ended = msgspec.structs.replace(first, state="ended")
+    ended = first.ended(0, "stopped", "later", told=True)
     assert (judged(ended, WELL, WELL, 600.0, "later"), ended.share) == (ended, 0)
 
 
@@ -190,9 +219,7 @@ def test_with_an_event_an_entity_it_is_the_test_of_two_proportions():
     for size, share in zip(sizes, shares, strict=True):
         yes = (random.random(size) < share).astype(int)
         found.append((tallied(random.integers(0, 2**32, size), yes * 0.5, yes), yes.mean()))
-    result = {
-        each.what: each for each in compared(Counts(id="e", champion=found[0][0], challenger=found[1][0]), paired=False)
-    }
+    result = {each.what: each for each in compared(both(found[0][0], found[1][0]), paired=False)}
     (_, p1), (_, p2) = found
     assert (result["yes"].champion, result["yes"].challenger) == pytest.approx((p1, p2))
     assert (result["score"].champion, result["no"].challenger) == pytest.approx((p1 / 2, 1 - p2))
@@ -212,9 +239,31 @@ def test_many_events_of_an_entity_are_not_many_entities():
             variants.append(
                 tallied(draws, np.zeros(12_000), (random.random(12_000) < np.repeat(likes, 40)).astype(int))
             )
-        found = compared(Counts(id="e", champion=variants[0], challenger=variants[1]), paired=False)
+        found = compared(both(*variants), paired=False)
         wrong += next(each for each in found if each.what == "yes").p < 0.05
     assert 2 <= wrong <= 24
+
+
+def test_the_more_is_compared_the_less_is_found_by_chance():
+    """Of 200 reports of four challengers that are like the champion, at most about one in twenty names a difference."""
+    random = np.random.default_rng(8)
+    wrong = single = 0
+    for _ in range(200):
+        variants = [
+            tallied(random.integers(0, 2**32, 2_000), np.zeros(2_000), (random.random(2_000) < 0.3).astype(int))
+            for _ in range(5)
+        ]
+        found = compared(both(*variants), paired=False)
+        assert len(found) == 12
+        wrong += min(each.p for each in found) < 0.05
+        single += min(each.p for each in compared(both(*variants[:2]), paired=False)) < 0.05
+    assert wrong <= 16
+    assert single <= 16
+
+
+def test_p_values_are_adjusted_as_holm_says():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert (holm([]), holm([0.6, 0.7])) == ([], [1.0, 1.0])
 
 
 def test_the_shift_of_bins_is_that_of_the_scores():
@@ -222,12 +271,12 @@ def test_the_shift_of_bins_is_that_of_the_scores():
     for before, after in (((2, 5), (2, 5)), ((2, 5), (3, 5)), ((2, 5), (5, 2))):
         one, other = (random.beta(*shape, 20_000).astype(np.float32) for shape in (before, after))
         none = np.zeros(20_000, np.int64)
-        found = Counts(id="e", champion=tallied(none, one, none), challenger=tallied(none, other, none))
-        assert shift_of(found) == pytest.approx(psi(one, other), rel=0.15, abs=0.01)
+        found = both(tallied(none, one, none), tallied(none, other, none))
+        assert shift_of(found, "challenger") == pytest.approx(psi(one, other), rel=0.15, abs=0.01)
     signed = random.normal(size=5_000).astype(np.float32)
     drawn = tallied(np.zeros(5_000, np.int64), signed, np.zeros(5_000, int)).scores()
     assert np.abs(np.quantile(signed, (0.1, 0.5, 0.9)) - np.quantile(drawn, (0.1, 0.5, 0.9))).max() < 0.05
-    assert shift_of(counts((1_000,), (50,)), 100) is None
+    assert shift_of(counts((1_000,), (50,)), "challenger", 100) is None
 
 
 # ---------------------------------------------------------------------- what is scored
@@ -295,7 +344,7 @@ EVENTS = [{"x": n / 50 - 1, "kind": "abcd"[n % 4], **({"who": f"w{n % 17}"} if n
 async def test_each_result_of_a_batch_is_what_its_version_gives_alone():
     job, (champion, challenger) = versions_of_kinds()
     found = experiment(steps=[40], key="who")
-    trial, drifting = Trial(found, challenger, key=key_of(job, "who", {})), Drifting()
+    trial, drifting = Trial(found, [challenger], key=key_of(job, "who", {})), Drifting()
     mixed = await scored(job, ActiveModel(champion.model, champion.plan, drifting, trial), EVENTS)
     alone = [await scored(job, each, EVENTS) for each in (champion, challenger)]
     expected = [is_challengers(event["who"], "e1", 40) if "who" in event else False for event in EVENTS]
@@ -308,10 +357,11 @@ async def test_each_result_of_a_batch_is_what_its_version_gives_alone():
         assert {**result, "scored_at": 0} == {**right, "scored_at": 0}
     assert drifting.rows == expected.count(False)  # the baseline is the champion's
     total = trial.counts
-    assert (total.champion.events + total.nobodys, total.challenger.events) == (100 - sum(expected), sum(expected))
+    assert total.of("champion").events + total.nobodys == 100 - sum(expected)
+    assert total.of("challenger").events == sum(expected)
     assert total.nobodys == 20
-    assert set(total.challenger.chosen) <= {"high", "low"}
-    assert sum(map(sum, total.challenger.chosen.values())) == total.challenger.events
+    assert set(total.of("challenger").chosen) <= {"high", "low"}
+    assert sum(map(sum, total.of("challenger").chosen.values())) == total.of("challenger").events
 
 
 async def test_what_the_challenger_cannot_score_is_the_champions_and_counted(monkeypatch):
@@ -327,19 +377,19 @@ async def test_what_the_challenger_cannot_score_is_the_champions_and_counted(mon
         raise RuntimeError("broken")
 
     for predict, error in ((some, ""), (none, "RuntimeError: broken")):
-        trial = Trial(experiment(steps=[100]), challenger)
+        trial = Trial(experiment(steps=[100]), [challenger])
         monkeypatch.setattr(challenger.model, "_predict", predict)
         mixed = await scored(job, ActiveModel(champion.model, champion.plan, trial=trial), EVENTS)
         champions = [number for number, each in enumerate(mixed) if each["variant"] == "champion"]
         assert champions == list(range(0, 100, 3 if predict is some else 1))
         assert all(mixed[n]["score"] == alone[n]["score"] and mixed[n]["version"] == 1 for n in champions)
-        assert trial.counts.challenger.errors == len(champions)
-        assert error in trial.counts.error
+        assert trial.counts.of("challenger").errors == len(champions)
+        assert error in trial.counts.of("challenger").error
     trial = Trial(experiment(steps=[100]))
     assert {
         each["version"] for each in await scored(job, ActiveModel(champion.model, champion.plan, trial=trial), EVENTS)
     } == {1}
-    assert trial.counts.behind == 100
+    assert trial.counts.of("challenger").behind == 100
 
 
 # ---------------------------------------------------------------------- on a cluster
@@ -364,7 +414,7 @@ async def has_begun(client, found):
     job = found.job
     workers = (await Observer(client.grid, job).look()).workers
     says = [each.jobs[job].experiment for each in workers if job in each.jobs]
-    return says and set(says) == {found.id} and not (await client.experiment(job)).counts.error
+    return says and set(says) == {found.id} and not (await client.experiment(job)).counts.of("challenger").error
 
 
 async def takes_part(client, found):
@@ -393,15 +443,15 @@ async def test_a_split_by_entity_is_exact_and_promoted_nothing_is_left_of_it():
             theirs = sum(is_challengers(key, found.id, 30) for key in events)
             await eventually(lambda: counted(client, theirs))
             standing = await client.experiment("payments")
-            assert standing.counts.champion.events == 600 - theirs
+            assert standing.counts.of("champion").events == 600 - theirs
             (status,) = (await Observer(client.grid, "payments").look()).jobs
-            assert status.to_json()["experiment"]["challenger"]["events"] == theirs
+            assert status.to_json()["experiment"]["variants"][1]["events"] == theirs
             with pytest.raises(UsageError, match="has an experiment already, with version 2"):
                 await client.start_experiment("payments", 2, split=10)
             with pytest.raises(ModelError, match="is the challenger of the job `payments`"):
                 await client.delete_model("payments", 2)
             last = await client.promote_experiment("payments", why="better")
-            assert last.counts.challenger.events == theirs
+            assert last.counts.of("challenger").events == theirs
             await client.put_events("events.payments", {f"f{n}": {"amount": n} for n in range(100)})
             after = await stub.results("results.payments", 700)
             assert {(after[f"f{n}"]["version"], after[f"f{n}"].get("variant")) for n in range(100)} == {(2, None)}
@@ -414,13 +464,116 @@ async def test_a_split_by_entity_is_exact_and_promoted_nothing_is_left_of_it():
         ]
 
 
+async def test_three_challengers_at_once_each_by_its_share_one_is_stopped_another_promoted():
+    async with StubCluster(partitions=5) as stub:
+        client = await begun(stub, rounds=(3, 6, 7, 8))
+        async with stub.worker("first"), stub.worker("second"):
+            found = await client.start_experiment("payments", 2, 3, 4, split=20)
+            await takes_part(client, found)
+            await eventually(lambda: all_loaded(client))
+            events = {f"e{n}": {"amount": n % 200} for n in range(600)}
+            whose = dict(
+                zip(events, found.variants(found.draws([key.encode() for key in events])).tolist(), strict=True)
+            )
+
+            async def right(names, numbers):
+                made = await stub.results("results.payments", 600)
+                versions = {key: (VARIANTS[numbers[key]], numbers[key] + 1) for key in names}
+                return all((made[key].get("variant"), made[key]["version"]) == versions[key] for key in names)
+
+            await client.put_events("events.payments", events)
+            await eventually(lambda: right(events, whose))
+            made = await stub.results("results.payments", 600)
+            for key, result in made.items():
+                row = np.array([[events[key]["amount"] / 100]], np.float32)
+                model = booster((3, 6, 7, 8)[whose[key]])
+                assert np.float32(result["score"]) == model.inplace_predict(row, validate_features=False)[0]
+            with pytest.raises(UsageError, match="There are several challengers: v2, v3, v4"):
+                await client.promote_experiment("payments")
+            with pytest.raises(UsageError, match="Version 9 is not a challenger"):
+                await client.stop_experiment("payments", version=9)
+            with pytest.raises(ModelError, match="is the challenger of the job"):
+                await client.delete_model("payments", 4)
+
+            stopped = await client.stop_experiment("payments", version=3, why="no better")
+            assert [each["state"] for each in stopped.variants] == ["running", "running", "ended", "running"]
+            again = await client.stop_experiment("payments", version=3)  # the same once more changes nothing
+            assert again.experiment == stopped.experiment
+            left = {key: 0 if number == 2 else number for key, number in whose.items()}
+            moved = [key for key, number in whose.items() if number == 2]
+
+            async def has_moved():
+                await client.put_events("events.payments", {key: events[key] for key in moved[:1]})
+                return await right(moved[:1], left)
+
+            await eventually(has_moved)
+            await client.put_events("events.payments", events)
+            await eventually(lambda: right(events, left))
+            counted_ = [1 + list(whose.values()).count(n) for n in (1, 3)]
+            (status,) = (await Observer(client.grid, "payments").look()).jobs
+            figures = status.to_json()["experiment"]["variants"]
+            assert [each["variant"] for each in figures] == list(VARIANTS[:4])
+            assert all(figures[n]["events"] >= counted_[n > 1] - 1 for n in (1, 3))
+            await client.promote_experiment("payments", version=4, why="best")
+            assert (await client.models.aliases("payments"))["champion"] == 4
+        assert await nothing_left(client)
+        log = [(each.action, each.version, each.why) for each in await client.models.log("payments")]
+        assert log[-6:] == [
+            ("experiment start", 2, ""),
+            ("experiment start", 3, ""),
+            ("experiment start", 4, ""),
+            ("experiment stop", 3, "no better"),
+            ("promote", 4, "best"),
+            ("experiment promote", 4, "best"),
+        ]
+
+
+async def all_loaded(client):
+    standing = await client.experiment("payments")
+    return not any(standing.counts.of(name).error for name, _ in standing.experiment.named)
+
+
+async def test_two_shadows_each_have_a_map_of_their_own():
+    async with StubCluster(partitions=5) as stub:
+        client = await begun(stub, rounds=(3, 6, 7))
+        async with stub.worker("first"):
+            found = await client.start_experiment("payments", 2, 3, shadow=True)
+            await takes_part(client, found)
+            await eventually(lambda: all_loaded(client))
+            events = {f"e{n}": {"amount": n % 200} for n in range(300)}
+            await client.put_events("events.payments", events)
+            rows = np.array([[event["amount"] / 100] for event in events.values()], np.float32)
+            for rounds, name, version, variant in (
+                (3, "results.payments", 1, "champion"),
+                (6, "shadow.results.payments", 2, "challenger"),
+                (7, "shadow.results.payments.challenger-2", 3, "challenger-2"),
+            ):
+                made = await stub.results(name, 300)
+                scores = np.array([made[key]["score"] for key in events], np.float32)
+                assert scores.tobytes() == booster(rounds).inplace_predict(rows, validate_features=False).tobytes()
+                assert {(each["version"], each["variant"]) for each in made.values()} == {(version, variant)}
+
+            async def all_counted():
+                counts = (await client.experiment("payments")).counts
+                return all(counts.of(name).events == 300 for name in VARIANTS[:3])
+
+            await eventually(all_counted)
+            last = await client.stop_experiment("payments")
+            assert {(each.variant, each.what) for each in last.compared()} == {
+                ("challenger", "score"),
+                ("challenger-2", "score"),
+            }
+            assert await nothing_left(client)
+            assert not await client.grid.has_map("shadow.results.payments.challenger-2")
+
+
 async def whole(stub, count):
     found = await stub.results("results.payments", count)
     return found if all("variant" in each for each in found.values()) else None
 
 
 async def counted(client, events):
-    return (await client.experiment("payments")).counts.challenger.events >= events
+    return (await client.experiment("payments")).counts.of("challenger").events >= events
 
 
 async def nothing_left(client):
@@ -448,7 +601,8 @@ async def test_a_shadow_answers_nobody_and_what_it_scored_is_in_a_map_of_its_own
                 assert {(each["version"], each["variant"]) for each in results_.values()} == {(version, variant)}
             await eventually(lambda: counted(client, 300))
             last = await client.stop_experiment("payments", why="seen enough")
-            assert (last.counts.champion.events, last.counts.challenger.events, last.counts.unseen) == (300, 300, 0)
+            assert [last.counts.of(name).events for name in ("champion", "challenger")] == [300, 300]
+            assert last.counts.unseen == 0
             assert {each.what for each in last.compared()} == {"score"}
             assert await nothing_left(client)
         with pytest.raises(UsageError, match="has no experiment"):
@@ -566,7 +720,9 @@ async def test_counts_outlive_an_update_of_the_job_and_hostile_ones_harm_nobody(
             await eventually(lambda: counted(client, theirs))
             updated = JOB + "result: {include: [amount]}\n"
             await client.submit(parse_job(updated, "test"), update=True)
-            hostile = Counts(id=found.id, challenger=Counted(groups=(2**53 - 1,) * GROUPS, sums=(1e100,) * GROUPS))
+            hostile = msgspec.structs.replace(
+                both(Counted(), Counted(groups=(2**53 - 1,) * GROUPS, sums=(1e100,) * GROUPS)), id=found.id
+            )
             await Records(client.grid, "gridscore.experiment-counts").put("payments/x", hostile.to_json())
             await client.put_events("events.payments", {f"f{n}": {"amount": n} for n in range(100)})
             made = await stub.results("results.payments", 200)
@@ -593,7 +749,8 @@ async def test_a_worker_that_cannot_load_the_challenger_says_so_and_its_events_a
 
             async def is_behind():
                 (status,) = (await Observer(client.grid, "payments").look()).jobs
-                return status.experiment is not None and "no room here" in status.experiment.counts.error
+                counts = None if status.experiment is None else status.experiment.counts
+                return counts is not None and "no room here" in counts.of("challenger").error
 
             await eventually(is_behind)
             await client.put_events("events.payments", {f"e{n}": {"amount": n} for n in range(100)})
@@ -601,7 +758,7 @@ async def test_a_worker_that_cannot_load_the_challenger_says_so_and_its_events_a
             assert {(each["version"], each["variant"]) for each in made.values()} == {(1, "champion")}
 
             async def is_counted():
-                return (await client.experiment("payments")).counts.behind == 100
+                return (await client.experiment("payments")).counts.of("challenger").behind == 100
 
             await eventually(is_counted)
             await client.cancel("payments")
@@ -653,7 +810,7 @@ async def test_a_job_that_is_submitted_anew_has_no_experiment_and_its_version_ca
             assert "variant" not in (await stub.results("results.payments", 1))["a"]
         await client.delete_model("payments", 2)
         await client.push_model(booster(7), "payments")
-        assert (await client.start_experiment("payments", 3, split=5)).version == 3
+        assert (await client.start_experiment("payments", 3, split=5)).versions == "v3"
 
 
 @pytest.mark.parametrize(
@@ -662,7 +819,7 @@ async def test_a_job_that_is_submitted_anew_has_no_experiment_and_its_version_ca
         ({"version": 1, "split": 5}, UsageError, "Version 1 of the model `payments` is the champion"),
         ({"version": 9, "split": 5}, ModelError, "has no version 9"),
         ({"version": 3, "split": 5}, ModelMismatchError, "would not score as it was trained"),
-        ({"split": 5, "shadow": True}, UsageError, "a canary in steps, a split, or a shadow"),
+        ({"split": 5, "shadow": True}, UsageError, "give one of them"),
         ({}, UsageError, "a canary in steps, a split, or a shadow"),
         ({"steps": [50, 5]}, UsageError, "the steps do not ascend"),
         ({"split": 0}, UsageError, "0.01"),
@@ -691,7 +848,7 @@ async def test_a_server_chooses_as_the_workers_do():
         found = await gridscore.start_experiment("plain", 2, split=50)
         async with serving(cluster, "plain") as server, client(server) as http:
             live = server.jobs.get("plain")
-            await eventually(lambda: asyncio.sleep(0, live._experiment.trial and live._experiment.trial.challenger))
+            await eventually(lambda: asyncio.sleep(0, live._experiment.trial and live._experiment.trial.challengers[0]))
             for name in map(str, range(30)):
                 answer = (await http.post(f"/score/plain?key={name}", json={"amount": 7})).json()
                 theirs = is_challengers(name, found.id, 50)
@@ -710,7 +867,7 @@ def test_the_command_says_what_it_needs():
 def test_counts_that_were_written_are_read_again():
     tally = Tally()
     tally.add(np.arange(100), np.linspace(-5, 5, 100, dtype=np.float32), ("a", "b"), np.arange(100) % 2)
-    made = Counts(id="e", challenger=tally.counted(), error="x")
+    made = both(Counted(), msgspec.structs.replace(tally.counted(), error="x"))
     assert msgspec.convert(json.loads(json.dumps(made.to_json())), Counts, str_keys=True) == made
-    assert made.plus(made, -1).challenger.events == 0
+    assert made.plus(made, -1).of("challenger").events == 0
     assert Limits() == Limits(least=500)

@@ -18,7 +18,8 @@ from gridscore.errors import JobError, JobFileError, UsageError
 from gridscore.job import parse_job
 from gridscore.job.monitoring import Labels
 from gridscore.operations import model_report as operation
-from gridscore.operations.model_report import label_of, model_report
+from gridscore.operations.model_report import model_report
+from gridscore.scoring.labels import label_of
 from gridscore.testing import StubCluster
 
 JOB = """
@@ -78,7 +79,7 @@ async def report(job, results, labels, **options):
 
 
 async def test_each_figure_is_that_of_scikit_learn_and_numpy(monkeypatch):
-    monkeypatch.setattr(operation, "_PAGE", 7)
+    monkeypatch.setattr(operation, "PAGE", 7)
     results = scored()
     known = {key: row for n, (key, row) in enumerate(results.items()) if n % 3}
     labels = {key: {"label": label(row)} for key, row in known.items()} | {"nobody": {"label": "good"}}

@@ -2,7 +2,6 @@
 
 import re
 
-import msgspec
 import pytest
 from IPython.core.error import UsageError
 from test_bad_records import JOB
@@ -11,8 +10,10 @@ from test_stub_grid import booster
 import gridscore
 from gridscore import Result
 from gridscore.client import notebook
+from gridscore.grid.records import Record
 from gridscore.job import parse_job
-from gridscore.models.experiment import Counts, Experiment, Standing
+from gridscore.models.experiment import Standing, experiment_in
+from gridscore.models.variants import Counts
 from gridscore.testing import StubCluster
 from gridscore.texts import html_table
 
@@ -38,10 +39,11 @@ def test_names_and_values_are_only_ever_text():
 
 def test_an_experiment_shows_what_it_says_and_what_was_counted():
     record = {"id": "i", "job": "late", "submitted_at": "s", "model": "m", "version": 2, "kind": "split", "by": "me"}
-    experiment = msgspec.convert({**record, "steps": [5.0], "since": "t", "why": HOSTILE}, Experiment)
-    assert cells(experiment._repr_html_()) == ["late", "m", "2", "split", "5.0", "running", ESCAPED]
+    record |= {"steps": [5.0], "since": "t", "state": "ended", "why": HOSTILE}  # as an earlier release wrote it
+    experiment = experiment_in(Record("late", record, ""))
+    assert cells(experiment._repr_html_()) == ["late", "m", "v2", "split", "0.0", "ended", ESCAPED]
     shown = cells(Standing(experiment, Counts(id="i"))._repr_html_())
-    assert shown[-8:] == ["champion", "0", "0", "0.0", "challenger", "0", "0", "0.0"]
+    assert shown[-10:] == ["challenger", "2", "ended", ESCAPED, "0", "0", "0.0", "", "0", ""]
 
 
 async def test_jobs_and_models_show_what_is_live():

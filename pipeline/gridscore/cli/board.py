@@ -270,11 +270,13 @@ def _versions(numbers: Sequence[int]) -> str:
 
 
 def _model(status: JobStatus) -> str:
-    """The versions in use, and the challenger's with its share: `v2 v3@25%`."""
+    """The versions in use, and those of challengers with their share: `v2 v3@25%`."""
     using = _versions(status.versions)
-    if status.experiment is None or (found := status.experiment.experiment).state == "ended":
+    if status.experiment is None:
         return using
-    return f"{using} v{found.version}@{'shadow' if found.kind == 'shadow' else f'{found.share:g}%'}"
+    found = status.experiment.experiment
+    at = "shadow" if found.kind == "shadow" else f"{found.share:g}%"
+    return " ".join([using, *(f"v{each.version}@{at}" for each in found.challengers if each.state == "running")])
 
 
 def _state(text: str, findings: Sequence[Finding], *, good: bool) -> Text:

@@ -253,7 +253,8 @@ class ModelVerbs:
             if record.state in ENDED or model.name != name:
                 continue
             tried = experiments.get(record.name)
-            if tried is not None and (tried.submitted_at, tried.version) == (record.submitted_at, version):
+            versions = () if tried is None else [each.version for each in tried.challengers]
+            if tried is not None and tried.submitted_at == record.submitted_at and version in versions:
                 raise ModelError(
                     f"Version {version} of the model `{name}` is the challenger of the job `{record.name}`.",
                     f"End that first: `gridscore experiment stop {record.name}`.",

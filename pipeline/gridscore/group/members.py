@@ -181,6 +181,10 @@ class Members:
         """Living workers of our format in a job's group, always with this worker."""
         return {name for name, number in self._formats(job).items() if number == self.format} | {self.worker}
 
+    def rank(self, job: str) -> int:
+        """Which of the group this worker is, by name: for what one of them does, and the next one if that is gone."""
+        return sorted(self.group(job)).index(self.worker)
+
     def older(self, job: str) -> list[str]:
         """Living workers of an older format in a job's group: it is theirs as long as there are any."""
         return sorted(name for name, number in self._formats(job).items() if number < self.format)

@@ -12,7 +12,7 @@ from gridscore.errors import JobFileError
 from gridscore.job.check import Parts, check, compile_features
 from gridscore.job.document import Problem, read_yaml
 from gridscore.job.gates import ChampionGate, Gates, GoldenRow, LatencyGate, MetricGate, ParityGate, ShiftGate
-from gridscore.job.monitoring import Drift, Labels
+from gridscore.job.monitoring import Drift, Experiment, Labels, OutcomeBound
 from gridscore.job.parts import Class, Decision, Feature, Lookup, ModelRef, Reasons, ResultSpec, Window
 from gridscore.job.plugs import sections
 from gridscore.job.plugs.sections import AnySink, AnySource  # noqa: TC001 -- pydantic reads them
@@ -133,6 +133,9 @@ class Job(Strict):
     )
     labels: Labels | None = Field(
         default=None, description="What came of events, when that is known: for `gridscore model report`."
+    )
+    experiment: Experiment = Field(
+        default=Experiment(), description="How `gridscore experiment start` tries another version of the model."
     )
     start: Literal["oldest", "latest"] = Field(
         default="oldest", description="Where to begin in the journal when there are no committed offsets."
@@ -271,6 +274,7 @@ class Job(Strict):
 
     @model_validator(mode="after")
     def _labels_can_be_joined(self) -> Job:
+        self.check_outcomes(self.experiment)
         if (labels := self.labels) is None:
             return self
         if labels.key is not None and labels.key not in self.result.include:
@@ -280,6 +284,16 @@ class Job(Strict):
         if unknown := labels.cost.keys() - {decision.decision for decision in self.decisions}:
             raise ValueError(f"`cost` of `{min(unknown)}`, which is not one of the `decisions`")
         return self
+
+    def check_outcomes(self, experiment: Experiment) -> None:
+        """Raise a ValueError if labels cannot tell the outcomes of an experiment."""
+        if experiment.labels_needed and self.labels is None:
+            raise ValueError("an experiment with outcomes needs `labels` in the job file")
+        for bound in experiment.outcomes:
+            if bound.name == "cost" and self.labels is not None and not self.labels.cost:
+                raise ValueError("`cost` is an outcome of the experiment, and `labels` say nothing of `cost`")
+            if bound.decision not in (None, *(decision.decision for decision in self.decisions)):
+                raise ValueError(f"an outcome of `{bound.decision}`, which is not one of the `decisions`")
 
     @property
     def alerts_map(self) -> str:
@@ -435,6 +449,8 @@ _MODELS: dict[tuple[str, ...], type[Strict]] = {
     ("gates", "parity"): ParityGate,
     ("drift",): Drift,
     ("labels",): Labels,
+    ("experiment",): Experiment,
+    ("experiment", "outcomes"): OutcomeBound,
 }
 
 

@@ -124,7 +124,7 @@ def _model_at(path: Path, document: Document, models: Models) -> type[BaseModel]
     if path and path[0] in SECTIONS:
         return class_of(str(path[0]), document.data[path[0]][path[1]]) if len(path) == 2 else None
     # The path without the names that a user gave: lookups, plane, fields, year -> lookups, fields.
-    names = [part for part in path if isinstance(part, str)] if path[:1] == ("gates",) else path[::2]
+    names = [part for part in path if isinstance(part, str)] if path[:1] in (("gates",), ("experiment",)) else path[::2]
     return models[tuple(map(str, names))]
 
 

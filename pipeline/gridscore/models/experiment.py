@@ -4,10 +4,11 @@ Whether an entity is the challenger's is a matter of arithmetic, the same in eve
 
     number = CRC-32 of the entity's UTF-8 bytes, xor CRC-32 of the experiment's id
     number = the finalizer of MurmurHash3 (32 bit) of that
-    the challenger scores it if number * 10,000 / 2**32, rounded down, is below the share in hundredths of a percent
+    place = number * 10,000 / 2**32, rounded down; share = that of a challenger in hundredths of a percent
+    the challenger number place / share, rounded down, scores it; or the champion, if there are not so many
 
-So who is the challenger's at 5 % is so at 25 %, too. One record a job defines the experiment, in
-`gridscore.experiments`; each worker keeps what it has counted in `gridscore.experiment-counts`, under `job/worker`.
+So who is the challenger's at 5 % is so at 25 %, too; and of several challengers, one that ends leaves its entities to
+the champion, and all others stay with whom they are. One record a job, in `gridscore.experiments`, has all of it.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import numpy as np
 from msgspec import Meta
 
 from gridscore.grid.records import Count, Records
-from gridscore.models.metrics import psi
+from gridscore.models.outcomes import Bound, Outcome, Outcomes
+from gridscore.models.variants import COUNTS_MAP, VARIANTS, Compared, Counts, Variant, compared, shift_of
 from gridscore.models.version import Positive, Text  # noqa: TC001 -- msgspec reads the annotations
-from gridscore.texts import html_table
+from gridscore.texts import html_table, moment_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,24 +34,18 @@ if TYPE_CHECKING:
 
     from gridscore.grid import Grid
     from gridscore.grid.records import Record
-    from gridscore.job import JobRecord
+    from gridscore.job import Job, JobRecord
 
 EXPERIMENTS_MAP = "gridscore.experiments"
-COUNTS_MAP = "gridscore.experiment-counts"
-
-VARIANTS = ("champion", "challenger")  # what results call who made them
 SHARES = 10_000  # parts into which the entities are divided
-GROUPS = 64  # groups of entities by which chance is judged: the events of one entity are alike, and all in one group
-_BIN_BITS = 18  # of a float32 that a bin does not tell apart: a thirty-second of the number at most
-_BINS, _HALF = 1 << (32 - _BIN_BITS), 1 << (31 - _BIN_BITS)
-_DRAWN = 10_000
+MOST_CHALLENGERS = len(VARIANTS) - 1
 
 Share = Annotated[float, Meta(ge=0.01, le=100)]
 Reason = Annotated[str, Meta(max_length=500)]
 
 
 class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What ends an experiment by itself; None: nothing."""
+    """What ends a challenger by itself; None: nothing."""
 
     # Part of the challenger's events without a score, beyond the champion's part.
     errors: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -58,6 +54,19 @@ class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
     psi: Annotated[float, Meta(gt=0, le=1e3)] | None = None
     # Events of the challenger, and of the champion, before it is judged; also for each step.
     least: Annotated[int, Meta(ge=1, le=10**9)] = 500
+    outcomes: Annotated[tuple[Bound, ...], Meta(max_length=10)] = ()  # of metrics that labels tell
+    # Labels of the challenger, and of the champion, before these are judged; also for each step.
+    least_labels: Annotated[int, Meta(ge=0, le=10**9)] = 0
+
+
+class Challenger(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A version that is tried."""
+
+    version: Positive
+    state: Literal["running", "ended"] = "running"  # `ended` by the limits, or by somebody
+    why: Reason = ""  # it ended
+    ended_at: Text = ""  # RFC 3339 in UTC; empty if it has not
+    told: bool = True  # whether there is nothing to tell of its end, or all has been told
 
 
 class Experiment(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,19 +76,19 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     job: Text
     submitted_at: Text  # when that was submitted: an experiment does not outlive its job
     model: Annotated[str, Meta(max_length=100)]
-    version: Positive  # the challenger
-    # `canary` (in steps), `split` (for good), or `shadow` (the champion answers, the challenger scores beside).
+    challengers: Annotated[tuple[Challenger, ...], Meta(min_length=1, max_length=MOST_CHALLENGERS)]  # a canary has one
+    # `canary` (in steps), `split` (for good), or `shadow` (the champion answers, the challengers score beside).
     kind: Literal["canary", "split", "shadow"]
     key: Text = ""  # expression over event fields that tells entities apart; empty: the event's key
-    # Percent of the entities, ascending; none of a shadow.
+    # Percent of the entities, ascending, for each challenger; none of a shadow.
     steps: Annotated[tuple[Share, ...], Meta(max_length=20)] = ()
     every: Annotated[float, Meta(ge=0, le=1e8)] = 0.0  # seconds that a step lasts; 0: until somebody ends it
     step: Annotated[int, Meta(ge=0)] = 0  # which it is at
     since: Text  # when that began, RFC 3339 in UTC
-    seen: Count = 0  # events that the challenger had scored by then
+    begun: Text = ""  # when the experiment began
+    seen: Count = 0  # events that the challenger had scored by `since`
     limits: Limits = Limits()
-    state: Literal["running", "ended"] = "running"  # `ended` by its limits, or while it is cleared away
-    why: Reason = ""  # it ended
+    outcomes: Outcomes = Outcomes()  # what labels say, if it asks for them
     by: Annotated[str, Meta(max_length=200)]  # who began it, as that process says
 
     def __post_init__(self) -> None:
@@ -89,20 +98,68 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("the steps do not ascend")
         if self.steps and self.step >= len(self.steps):
             raise ValueError("there is no such step")
+        count = len(self.challengers)
+        if self.kind == "canary" and count > 1:
+            raise ValueError("a canary has one challenger")
+        if len({each.version for each in self.challengers}) < count:
+            raise ValueError("a version is named twice")
+        if any(each.bound >= len(self.limits.outcomes) for each in self.outcomes.found):
+            raise ValueError("there is no such bound")
+        if self.steps and self._size * count > SHARES:
+            raise ValueError(f"{count} challengers with {self.steps[self.step]:g} % each are more than all entities")
+
+    @property
+    def state(self) -> Literal["running", "ended"]:
+        """Whether a challenger is still tried."""
+        return "running" if any(each.state == "running" for each in self.challengers) else "ended"
+
+    @property
+    def why(self) -> str:
+        """It has ended; or, of several, those that have."""
+        ended = [(name, each) for name, each in self.named if each.state == "ended"]
+        if len(self.challengers) == 1:
+            return ended[0][1].why if ended else ""
+        return "; ".join(f"{name} v{each.version}: {each.why}" for name, each in ended)
+
+    @property
+    def named(self) -> list[tuple[Variant, Challenger]]:
+        """The challengers by what results call them."""
+        return list(zip(VARIANTS[1:], self.challengers, strict=False))
+
+    @property
+    def versions(self) -> str:
+        """Those that are tried, for people: `v2, v3`."""
+        return ", ".join(f"v{each.version}" for each in self.challengers)
 
     @property
     def share(self) -> float:
-        """Percent of the entities that the challenger scores now."""
+        """Percent of the entities that each challenger scores now."""
         return self.steps[self.step] if self.steps and self.state == "running" else 0.0
+
+    @property
+    def _size(self) -> int:
+        return round(self.steps[self.step] * SHARES / 100)
 
     @property
     def has_next(self) -> bool:
         """Whether it goes on to another step by itself."""
         return bool(self.every) and self.step + 1 < len(self.steps)
 
-    def takes(self, draws: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of the entities drawn are the challenger's now."""
-        return (draws >= 0) & (draws * SHARES >> 32 < round(self.share * SHARES / 100))
+    def variants(self, draws: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Whose the entities drawn are now: the number of the challenger; 0: the champion's."""
+        if not self.share:
+            return np.zeros(len(draws), np.int64)
+        numbers = np.where(draws < 0, 0, (draws * SHARES >> 32) // self._size + 1)
+        whose = np.array([0, *(n * (each.state == "running") for n, each in enumerate(self.challengers, 1)), 0])
+        taken: NDArray[np.int64] = whose[np.minimum(numbers, len(self.challengers) + 1)]
+        return taken
+
+    def ended(self, number: int, why: str, now: str, *, told: bool) -> Experiment:
+        """With a challenger that has ended."""
+        fresh = msgspec.structs.replace(self.challengers[number], state="ended", why=why[:500], ended_at=now, told=told)
+        kept = self.challengers
+        found = msgspec.structs.replace(self, challengers=(*kept[:number], fresh, *kept[number + 1 :]))
+        return found if found.state == "running" else msgspec.structs.replace(found, since=now)
 
     def draws(self, entities: Sequence[bytes | None]) -> NDArray[np.int64]:
         """The numbers of entities, below 2**32; -1 where there is none."""
@@ -119,160 +176,40 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
         return np.where(found < 0, -1, mixed.astype(np.int64))
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts, and for the grid."""
-        return dict(msgspec.to_builtins(self))
+        """For scripts, and for the grid: also what a worker of an earlier release asks."""
+        of_first = {"version": self.challengers[0].version, "state": self.state, "why": self.why[:500]}
+        return {**msgspec.to_builtins(self), **of_first}
 
     def _repr_html_(self) -> str:
-        names = ("job", "model", "version", "kind", "share", "state", "why")
+        names = ("job", "model", "versions", "kind", "share", "state", "why")
         return html_table({name: getattr(self, name) for name in names})
-
-
-Counts64 = Annotated[tuple[Count, ...], Meta(min_length=GROUPS, max_length=GROUPS)]
-Sum = Annotated[float, Meta(ge=-1e100, le=1e100)]
-_NONE = (0,) * GROUPS
-
-
-class Counted(msgspec.Struct, frozen=True, kw_only=True):
-    """What was counted of a variant."""
-
-    errors: Count = 0  # events that it gave no score
-    ns: Count = 0  # CPU nanoseconds of its predictions
-    # Events that it scored, by group of entities; sums of their scores, and who was chosen, likewise.
-    groups: Counts64 = _NONE
-    sums: Annotated[tuple[Sum, ...], Meta(min_length=GROUPS, max_length=GROUPS)] = (0.0,) * GROUPS
-    chosen: Annotated[dict[Annotated[str, Meta(max_length=200)], Counts64], Meta(max_length=1_000)] = {}
-    # How many scores lay where, see `Tally`.
-    bins: Annotated[dict[Annotated[int, Meta(ge=0, lt=_BINS)], Count], Meta(max_length=_BINS)] = {}
-
-    @property
-    def events(self) -> int:
-        """Events that it scored."""
-        return sum(self.groups)
-
-    @property
-    def error_share(self) -> float:
-        """Part of its events that it gave no score."""
-        return self.errors / max(1, self.events + self.errors)
-
-    @property
-    def us_per_row(self) -> float:
-        """CPU microseconds that a row took."""
-        return self.ns / 1_000 / max(1, self.events + self.errors)
-
-    def scores(self) -> NDArray[np.float32]:
-        """Scores that lie as those that were counted, ten thousand at most."""
-        bins = np.array(sorted(self.bins), np.int64)
-        until = np.cumsum([float(self.bins[each]) for each in bins.tolist()])
-        count = min(_DRAWN, int(until[-1]))
-        drawn = bins[np.searchsorted(until, (np.arange(count) + 0.5) / count * until[-1])] - _HALF
-        ordered = ((drawn << _BIN_BITS) + (1 << (_BIN_BITS - 1))).astype(np.int32)
-        found: NDArray[np.float32] = np.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(np.float32)
-        return found
-
-
-class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker, or all of them, counted of an experiment."""
-
-    id: Annotated[str, Meta(max_length=40)]
-    champion: Counted = Counted()
-    challenger: Counted = Counted()
-    nobodys: Count = 0  # events without an entity, which the champion scores
-    behind: Count = 0  # events of the challenger that the champion scored, because a worker has not loaded it
-    unseen: Count = 0  # events that a shadow has not scored, because its results are not acknowledged fast enough
-    error: Annotated[str, Meta(max_length=1_000)] = ""  # why a worker does not use the challenger; empty if it does
-
-    def plus(self, other: Counts, sign: int = 1) -> Counts:
-        """What was counted by both; or, with -1, since the other."""
-        found: Counts = _sum(self, other, sign)
-        return found
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(msgspec.to_builtins(self, str_keys=True))
-
-    @classmethod
-    def of_record(cls, record: Record) -> Counts:
-        """Of a control record; raises `msgspec.ValidationError`."""
-        return msgspec.convert(record.value, cls, str_keys=True)
-
-
-def _sum(one: Any, other: Any, sign: int) -> Any:
-    """Numbers added wherever they are; of texts, the first."""
-    if one is None or other is None:
-        return one if other is None else other
-    if isinstance(one, msgspec.Struct):
-        names = one.__struct_fields__
-        return type(one)(**{name: _sum(getattr(one, name), getattr(other, name), sign) for name in names})
-    if isinstance(one, dict):
-        return {key: _sum(one.get(key), other.get(key), sign) for key in one | other}
-    if isinstance(one, tuple):
-        return tuple(_sum(*both, sign) for both in zip(one, other, strict=True))
-    return one or other if isinstance(one, str) else one + sign * other
-
-
-class Tally:
-    """Counts a variant, batch by batch. A bin holds the scores whose first 14 bits are alike, in their order."""
-
-    def __init__(self) -> None:
-        self.errors = self.ns = 0
-        self._groups = np.zeros(GROUPS, np.int64)
-        self._sums = np.zeros(GROUPS)
-        self._chosen: dict[str, NDArray[np.int64]] = {}
-        self._bins = np.zeros(_BINS, np.int64)
-
-    def add(
-        self, draws: NDArray[np.int64], scores: NDArray[np.float32], names: Sequence[str], choices: NDArray[np.intp]
-    ) -> None:
-        """Count events.
-
-        `draws`: the numbers of their entities; `scores`: finite; of several a row, the highest counts; `names`: of
-        decisions or classes; empty if there are none; `choices`: which of these each event got.
-        """
-        values = np.ascontiguousarray(scores if scores.ndim == 1 else scores.max(axis=1), np.float32)
-        groups = draws % GROUPS
-        self._groups += np.bincount(groups, minlength=GROUPS)
-        self._sums += np.bincount(groups, values, GROUPS)
-        bits = values.view(np.int32)
-        # Of negative numbers, the bits descend.
-        self._bins += np.bincount((np.where(bits < 0, bits ^ 0x7FFFFFFF, bits) >> _BIN_BITS) + _HALF, minlength=_BINS)
-        for number in np.unique(choices).tolist() if names else ():
-            found = np.bincount(groups[choices == number], minlength=GROUPS)
-            self._chosen[names[number]] = self._chosen.get(names[number], 0) + found
-
-    def counted(self) -> Counted:
-        held = np.flatnonzero(self._bins)
-        return Counted(
-            errors=self.errors,
-            ns=self.ns,
-            groups=tuple(self._groups.tolist()),
-            sums=tuple(self._sums.tolist()),
-            chosen={name: tuple(counts.tolist()) for name, counts in self._chosen.items()},
-            bins=dict(zip(held.tolist(), self._bins[held].tolist(), strict=True)),
-        )
 
 
 # ---------------------------------------------------------------------- what is to be done
 
 
 def judged(experiment: Experiment, total: Counts, recent: Counts, elapsed: float, now: str) -> Experiment:
-    """The experiment as it should go on: as it is, at its next step, or ended, with the reason.
+    """The experiment as it should go on: as it is, at its next step, or with challengers that end, and the reasons.
 
     `total`: what was counted since it began; `recent`: what was counted lately: a fault of today is not made up for by
     good weeks; `elapsed`: seconds since its step began; `now`: RFC 3339 in UTC.
     """
-    if experiment.state != "running":
+    limits, found = experiment.limits, experiment
+    for number, (name, each) in enumerate(experiment.named):
+        if each.state == "running":
+            why = _broken(limits, recent, name) or _broken(limits, total, name) or _failed(experiment, name)
+            found = found.ended(number, why, now, told=False) if why else found
+    if found != experiment or found.state != "running" or not experiment.has_next or elapsed < experiment.every:
+        return found
+    seen = total.of("challenger").events
+    if seen - experiment.seen < limits.least or not _keeps_bounds(experiment):
         return experiment
-    why = _broken(experiment.limits, recent) or _broken(experiment.limits, total)
-    if why:
-        return msgspec.structs.replace(experiment, state="ended", why=why, since=now)
-    seen = total.challenger.events
-    if experiment.has_next and elapsed >= experiment.every and seen - experiment.seen >= experiment.limits.least:
-        return msgspec.structs.replace(experiment, step=experiment.step + 1, since=now, seen=seen)
-    return experiment
+    return msgspec.structs.replace(experiment, step=experiment.step + 1, since=now, seen=seen)
 
 
-def _broken(limits: Limits, counts: Counts) -> str:
+def _broken(limits: Limits, counts: Counts, variant: Variant) -> str:
     """Which limit is broken, and by how much; empty if none is, or too little was counted."""
-    champion, challenger = counts.champion, counts.challenger
+    champion, challenger = counts.of("champion"), counts.of(variant)
     tried = challenger.events + challenger.errors
     if tried < limits.least:
         return ""
@@ -284,57 +221,40 @@ def _broken(limits: Limits, counts: Counts) -> str:
         )
     if limits.us_per_row is not None and challenger.us_per_row > limits.us_per_row:
         return f"latency: a row takes {challenger.us_per_row:,.4g} µs; the limit is {limits.us_per_row:,g}"
-    if limits.psi is not None and (shift := shift_of(counts, limits.least)) is not None and shift > limits.psi:
+    if limits.psi is not None and (shift := shift_of(counts, variant, limits.least)) is not None and shift > limits.psi:
         return f"shift: the PSI of {challenger.events:,} scores is {shift:,.4g}; the limit is {limits.psi:g}"
     return ""
 
 
-def shift_of(counts: Counts, least: int = 1) -> float | None:
-    """The PSI of the challenger's scores against the champion's; None if there are fewer than so many of either."""
-    if min(sum(each.bins.values()) for each in (counts.champion, counts.challenger)) < least:
-        return None
-    return psi(counts.champion.scores(), counts.challenger.scores())
+def _failed(experiment: Experiment, variant: Variant) -> str:
+    """Which bound of an outcome is not kept, whatever chance may do; empty if none."""
+    for each in experiment.outcomes.found:
+        if each.variant != variant or each.low is None or each.high is None or each.value is None:
+            continue
+        bound = experiment.limits.outcomes[each.bound]
+        if max(bound.room(each.low), bound.room(each.high)) < 0:
+            labels = experiment.outcomes.labelled(variant).all
+            said = f"{bound.metric}: {each.value:.4g} by {labels:,} labels"
+            if each.champion is not None:
+                said += f", the champion's {each.champion:.4g}: worse by {each.worse:.4g}"
+            return f"{said} (95 %: {each.low:.4g} to {each.high:.4g}); the bound is {bound.text}"
+    return ""
 
 
-class Compared(NamedTuple):
-    """A figure of both variants, and whether they differ by more than chance."""
+def _keeps_bounds(experiment: Experiment) -> bool:
+    """Whether there are labels enough of this step, and no outcome lies beyond its bound, be it by chance."""
+    limits, outcomes = experiment.limits, experiment.outcomes
+    if not limits.least_labels:
+        return True
+    if outcomes.step != experiment.step or outcomes.labelled("challenger").of_step < limits.least_labels:
+        return False
+    known = {each.bound: each for each in outcomes.found if each.value is not None}
+    return all(place in known and bound.room(_of(known[place])) >= 0 for place, bound in enumerate(limits.outcomes))
 
-    what: str  # `score` for its mean, or the decision or class of which this is the share
-    champion: float
-    challenger: float
-    less: float  # the difference, challenger minus champion, at least, with a confidence of 95 %
-    most: float  # and at most
-    p: float  # how likely so large a difference is if there is none
 
-
-def compared(counts: Counts, *, paired: bool) -> list[Compared]:
-    """The mean score, and the share of each decision, of both variants.
-
-    A two-sample z test of ratios whose variances come from 64 groups of entities (Taylor linearization, as surveys with
-    clusters do): an entity with many events does not count as many entities. With one event an entity, that is the
-    two-proportion z test.
-
-    `paired`: whether both scored the same events.
-    """
-    first, second = counts.champion, counts.challenger
-    if not (first.events and second.events):
-        return []
-    rows = [("score", first.sums, second.sums)]
-    names = sorted(first.chosen | second.chosen)
-    rows += [(name, first.chosen.get(name, _NONE), second.chosen.get(name, _NONE)) for name in names]
-    found = []
-    for what, *sums in rows:
-        ratios, residuals = [], []
-        for counted, values in zip((first, second), sums, strict=True):
-            events, of = np.array(counted.groups, np.float64), np.array(values, np.float64)
-            ratios.append(float(of.sum() / events.sum()))
-            residuals.append((of - ratios[-1] * events) / events.sum())
-        spread = [residuals[1] - residuals[0]] if paired else residuals
-        error = math.sqrt(sum(float((each**2).sum()) for each in spread) * GROUPS / (GROUPS - 1))
-        by = ratios[1] - ratios[0]
-        p = math.erfc(abs(by) / error / math.sqrt(2)) if error else float(not by)
-        found.append(Compared(what, ratios[0], ratios[1], by - 1.96 * error, by + 1.96 * error, p))
-    return found
+def _of(outcome: Outcome) -> float:
+    value = outcome.value if outcome.worse is None else outcome.worse
+    return math.nan if value is None else value
 
 
 # ---------------------------------------------------------------------- in the grid
@@ -342,7 +262,11 @@ def compared(counts: Counts, *, paired: bool) -> list[Compared]:
 
 def experiment_in(record: Record) -> Experiment:
     """Of a control record; raises `msgspec.ValidationError`."""
-    found = msgspec.convert(record.value, Experiment)
+    value = record.value
+    if "challengers" not in value:  # by an earlier release
+        of_first = {what: value[what] for what in ("version", "state", "why") if what in value}
+        value = {**value, "challengers": [of_first]}
+    found = msgspec.convert(value, Experiment)
     if found.job != record.key:
         raise ValueError(f"it is of the job `{found.job}`")
     return found
@@ -369,10 +293,34 @@ def together(experiment: Experiment, counts: Iterable[Counts]) -> Counts:
     return total
 
 
+async def tell_alert(grid: Grid, job: Job, experiment: Experiment, variant: Variant, *, is_over: bool = False) -> None:
+    """Put the alert of a challenger that has ended by itself where applications listen; or the end of that alert."""
+    alerts, each = Records(grid, job.alerts_map), dict(experiment.named)[variant]
+    version = f"{experiment.model} v{each.version}"
+    name = f"{job.name}/{version}/experiment/{experiment.id}"
+    entry: dict[str, Any] = {
+        "job": job.name,
+        "version": version,
+        "feature": "",
+        "measure": "experiment",
+        "state": "started",
+    }
+    entry |= {"value": None, "threshold": None, "since": each.ended_at, "until": None, "why": each.why}
+    there = await alerts.get(name)
+    if is_over:
+        entry |= {"state": "ended", "until": moment_text()}
+        if there is None or there.value.get("state") == "ended":
+            return
+    elif there is not None:
+        return
+    await alerts.put(name, entry)
+
+
 async def forget(grid: Grid, job: str, results: str | None = None) -> None:
-    """Remove the experiment of a job and what was counted of it; and what a shadow has scored, beside those results."""
-    if results is not None and await grid.has_map(shadow_map(results)):
-        await (await grid.map(shadow_map(results))).destroy()
+    """Remove the experiment of a job and what was counted of it; and what shadows have scored, beside those results."""
+    for name in [] if results is None else [shadow_map(results, each) for each in VARIANTS[1:]]:
+        if await grid.has_map(name):
+            await (await grid.map(name)).destroy()
     counts = Records(grid, COUNTS_MAP)
     for key in await counts.all():
         if key.rpartition("/")[0] == job:
@@ -380,9 +328,9 @@ async def forget(grid: Grid, job: str, results: str | None = None) -> None:
     await Records(grid, EXPERIMENTS_MAP).delete(job)
 
 
-def shadow_map(results: str) -> str:
+def shadow_map(results: str, variant: Variant = "challenger") -> str:
     """The map with what a shadow has scored: not a `results.*`, which have journals."""
-    return f"shadow.{results}"
+    return f"shadow.{results}" + ("" if variant == "challenger" else f".{variant}")
 
 
 class Standing(NamedTuple):
@@ -395,29 +343,56 @@ class Standing(NamedTuple):
     def text(self) -> str:
         """A line for people."""
         experiment, counts = self
-        at = (
-            "every event, beside the champion" if experiment.kind == "shadow" else f"{experiment.share:g} % of entities"
-        )
+        at = "every event, beside the champion"
+        if experiment.kind != "shadow":
+            at = f"{experiment.share:g} % of entities" + (" each" if len(experiment.challengers) > 1 else "")
         if len(experiment.steps) > 1:
             at += f" (step {experiment.step + 1} of {len(experiment.steps)})"
-        at = f"ended: {experiment.why}" if experiment.state == "ended" else at
-        return (
-            f"{experiment.kind} of {experiment.model} v{experiment.version}, {at}; champion {counts.champion.events:,} "
-            f"events, challenger {counts.challenger.events:,} and {counts.challenger.errors:,} errors"
-        )
+        ended = f"ended: {experiment.why}" if experiment.why else ""
+        at = ended if experiment.state == "ended" else f"{at}; {ended}" if ended else at
+        figures = [f"champion {counts.of('champion').events:,} events"]
+        for name, _ in experiment.named:
+            figures.append(f"{name} {counts.of(name).events:,} and {counts.of(name).errors:,} errors")
+        return f"{experiment.kind} of {experiment.model} {experiment.versions}, {at}; {', '.join(figures)}"
+
+    @property
+    def variants(self) -> list[dict[str, Any]]:
+        """Each variant with its figures, plain."""
+        limits, outcomes = self.experiment.limits, self.experiment.outcomes
+        found = []
+        tried: list[tuple[Variant, Challenger | None]] = [("champion", None), *self.experiment.named]
+        for name, each in tried:
+            counted = self.counts.of(name)
+            row: dict[str, Any] = {"variant": name, "version": None if each is None else each.version}
+            row |= {"state": "running" if each is None else each.state, "why": "" if each is None else each.why}
+            row |= {"events": counted.events, "errors": counted.errors, "us_per_row": round(counted.us_per_row, 3)}
+            row["psi"] = None if each is None else shift_of(self.counts, name)
+            row |= {"behind": counted.behind, "error": counted.error}
+            if limits.least_labels:
+                row["labels"] = outcomes.labelled(name).all
+            found.append(row)
+        return found
+
+    @property
+    def outcomes(self) -> list[dict[str, Any]]:
+        """What labels say of each bound, plain."""
+        bounds = self.experiment.limits.outcomes
+        return [
+            {**msgspec.structs.asdict(each), "metric": bounds[each.bound].metric, "bound": bounds[each.bound].text}
+            for each in self.experiment.outcomes.found
+            if each.bound < len(bounds)
+        ]
 
     def _repr_html_(self) -> str:
-        value = self.to_json()
-        return self.experiment._repr_html_() + html_table(*({"variant": name, **value[name]} for name in VARIANTS))
+        return self.experiment._repr_html_() + html_table(*self.variants)
 
     def compared(self) -> list[Compared]:
-        """How the variants differ."""
+        """How the challengers differ from the champion."""
         return compared(self.counts, paired=self.experiment.kind == "shadow")
 
     def to_json(self) -> dict[str, Any]:
-        counts = self.counts
-        made: dict[str, Any] = {**self.experiment.to_json(), "share": self.experiment.share, "psi": shift_of(counts)}
-        for name, each in zip(VARIANTS, (counts.champion, counts.challenger), strict=True):
-            made[name] = {"events": each.events, "errors": each.errors, "us_per_row": round(each.us_per_row, 3)}
-        made |= {name: getattr(counts, name) for name in ("nobodys", "behind", "unseen", "error")}
-        return {**made, "compared": [each._asdict() for each in self.compared()]}
+        """For scripts."""
+        made: dict[str, Any] = {**self.experiment.to_json(), "share": self.experiment.share}
+        made |= {"variants": self.variants, "nobodys": self.counts.nobodys, "unseen": self.counts.unseen}
+        made["labels"] = msgspec.to_builtins(self.experiment.outcomes)
+        return {**made, "outcomes": self.outcomes, "compared": [each._asdict() for each in self.compared()]}

@@ -504,15 +504,19 @@ def _experiment(now: JobStatus) -> list[Finding]:
     advice = (
         f"`gridscore experiment status {found.job}` shows it, `gridscore experiment stop {found.job}` clears it away."
     )
-    if found.state == "ended":
-        text = (
-            f"The experiment with version {found.version} has ended, and the champion scores all events: {found.why}."
-        )
-        return [note("experiment_ended", text, advice)]
-    if counts.error and counts.behind:
-        text = f"A worker does not score with the challenger, so {counts.behind:,} events were the champion's: "
-        return [note("challenger", text + counts.error, advice)]
-    return []
+    said = []
+    for name, each in found.named:
+        counted = counts.of(name)
+        if each.state == "ended":
+            scores = "the champion scores all events" if found.state == "ended" else "the champion scores its events"
+            text = f"The experiment with version {each.version} has ended, and {scores}: {each.why}."
+            said.append(note("experiment_ended", text, advice))
+        elif counted.error and counted.behind:
+            text = f"A worker does not score with the {name}, so {counted.behind:,} events were the champion's: "
+            said.append(note("challenger", text + counted.error, advice))
+    if found.outcomes.problem:
+        said.append(note("outcomes", f"Labels could not be looked at: {found.outcomes.problem}.", advice))
+    return said
 
 
 def _copies(now: JobStatus) -> list[Finding]:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from gridscore.operations.status import Position
     from gridscore.scoring import JobRunner, Worker
     from gridscore.scoring.stats import JobStats
+    from gridscore.scoring.trial import Trial
     from gridscore.sinks.runner import SinkRunner
     from gridscore.sources.runner import SourceRunner
 
@@ -206,6 +207,8 @@ class Metrics:
             _job(families, name, runner, sizes)
             text = "Partitions that the workers of a job have to hold together."
             families.show("gridscore_worker_all_partitions", text, grid.partition_count, job=name)
+            if (trial := runner.trial) is not None:
+                _trial(families, trial, job=name)
         for name, drift in drifts.items():
             _drift(families, drift, f"{records[name].job.model.name} v{jobs[name].stats.version}", job=name)
         for name, record in sorted(records.items()):
@@ -326,6 +329,23 @@ def _model(families: Families, prefix: str, stats: JobStats, **of: str) -> None:
         families.show(f"{prefix}_lookup_bad_entries", text, copy["bad"], **of, lookup=lookup)
         text = "Events without an entry, since the model went live."
         families.count(f"{prefix}_lookup_missed_events", text, copy["missed"], **of, lookup=lookup)
+
+
+def _trial(families: Families, trial: Trial, **of: str) -> None:
+    """What this worker has counted of the variants of an experiment."""
+    experiment, counts = trial.experiment, trial.counts
+    for variant, each in [("champion", None), *experiment.named]:
+        counted = counts.of(variant)
+        labels = {**of, "variant": variant, "version": str(each.version) if each is not None else ""}
+        text = "Events that this worker scored for an experiment."
+        families.count("gridscore_worker_experiment_events", text, counted.events, **labels)
+        text = "Events of a variant that it gave no score."
+        families.count("gridscore_worker_experiment_errors", text, counted.errors, **labels)
+        text = "CPU time of its predictions."
+        families.count("gridscore_worker_experiment_cpu_seconds", text, counted.ns / 1e9, **labels)
+        if each is not None:
+            text = "Whether a challenger is still tried: if not, the champion scores its entities."
+            families.show("gridscore_worker_experiment_running", text, float(each.state == "running"), **labels)
 
 
 def _drift(families: Families, record: DriftRecord | None, version: str, **of: str) -> None:

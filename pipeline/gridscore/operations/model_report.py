@@ -5,38 +5,30 @@ Nothing is kept for it beside results and labels: a report reads both, partition
 
 from __future__ import annotations
 
-import contextlib
-import math
 import time
 from array import array
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
-from hazelcast.errors import HazelcastError
 
 from gridscore.errors import JobError, UsageError
 from gridscore.grid import transport
-from gridscore.grid.copies import payload
-from gridscore.grid.entries import values_of, walk
+from gridscore.grid.entries import walk
 from gridscore.job import Jobs
 from gridscore.operations.backtest import iso, judged, require
+from gridscore.scoring.labels import LARGEST, MOST_ROWS, PAGE, KnownLabels, result_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gridscore.grid import Grid
     from gridscore.job import Job
-    from gridscore.job.monitoring import Labels
 
-MOST_ROWS = 5_000_000  # results, and labels with keys of their own, that a report takes: 40 bytes each
 _MOST_GROUPS = 20
 _Group = tuple[str, int, str]
-_PAGE = 1_000
-_LARGEST, _FARTHEST = 3.4e38, 6e13  # a float32, and milliseconds since 1970 that can be written as a time: 1,900 years
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_FARTHEST = 6e13  # milliseconds since 1970 that can be written as a time: 1,900 years
 
 
 @dataclass(slots=True)
@@ -47,67 +39,6 @@ class _Rows:
     labels: array[float] = field(default_factory=lambda: array("d"))
     scores: array[float] = field(default_factory=lambda: array("d"))
     decisions: array[int] = field(default_factory=lambda: array("h"))
-
-
-class _Outcomes:
-    """The labels of a job, and what is wrong with some."""
-
-    def __init__(self, grid: Grid, labels: Labels) -> None:
-        self._grid, self._labels = grid, labels
-        self._by_key: dict[str, bytes] = {}
-        self.matched = self.invalid = 0
-        self.example = ""
-
-    async def read(self) -> None:
-        """Read all, if their keys are not those of results."""
-        if self._labels.key is None:
-            return
-        for partition in range(self._grid.partition_count):
-            async for entries in walk(self._grid, self._labels.map, partition, _PAGE):
-                for key, value in entries:
-                    with contextlib.suppress(HazelcastError):  # a key of a kind that no event field has
-                        self._by_key[str(transport.to_object(self._grid.client, key))] = value
-                if len(self._by_key) > MOST_ROWS:
-                    raise UsageError(f"`{self._labels.map}` has more than {MOST_ROWS:,} labels with keys of their own.")
-
-    async def of(self, partition: int, results: dict[bytes, dict[str, Any]]) -> dict[bytes, bytes]:
-        """The entries of some results, by the results' keys."""
-        if (name := self._labels.key) is None:
-            return await values_of(self._grid, self._labels.map, partition, results)
-        wanted = {key: str(value) for key, result in results.items() if (value := result.get(name)) is not None}
-        return {key: self._by_key[text] for key, text in wanted.items() if text in self._by_key}
-
-    def number(self, entry: bytes | None) -> float:
-        """The label as a number; NaN if there is none, or it cannot be used."""
-        if entry is None:
-            return math.nan
-        self.matched += 1
-        try:
-            return label_of(payload(entry), self._labels)
-        except ValueError as error:
-            self.invalid += 1
-            self.example = self.example or str(error)
-            return math.nan
-
-
-def label_of(text: bytes, labels: Labels) -> float:
-    """The number that an entry of a map of labels stands for; NaN if it has none yet.
-
-    Raises ValueError if it is not a number, and `positive` does not say what counts as 1.
-    """
-    try:
-        value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):
-        value = text.decode(errors="replace")  # a string that is not JSON is the label itself
-    if isinstance(value, dict):
-        value = value.get(labels.field)
-    if value is None:
-        return math.nan
-    if labels.positive and not isinstance(value, list | dict):
-        return float((str(value).lower() if isinstance(value, bool) else str(value)) in labels.positive)
-    if not isinstance(value, bool | int | float) or not abs(value) <= _LARGEST:
-        raise ValueError(f"{str(value)[:100]!r} is not a number: name the texts that count as 1, `positive`")
-    return float(value)
 
 
 async def model_report(
@@ -130,7 +61,7 @@ async def model_report(
             f"Write `labels: {{map: labels.{name}}}` into its job file, and submit it again.",
         )
     require("sklearn.metrics", "Comparing scores with labels")
-    outcomes = _Outcomes(grid, labels)
+    outcomes = KnownLabels(grid, labels)
     await outcomes.read()
     since = 0.0 if last is None else time.time() - last
     names = {decision.decision: number for number, decision in enumerate(job.decisions)}
@@ -138,8 +69,8 @@ async def model_report(
     count = 0
     for partition in range(grid.partition_count):
         seen: set[bytes] = set()  # an entry may come twice
-        async for entries in walk(grid, job.results, partition, _PAGE):
-            results = {key: _result(value) for key, value in entries if key not in seen}
+        async for entries in walk(grid, job.results, partition, PAGE):
+            results = {key: result_of(value) for key, value in entries if key not in seen}
             seen |= results.keys()
             found = await outcomes.of(partition, results)
             for key, result in results.items():
@@ -170,13 +101,6 @@ async def model_report(
     }
 
 
-def _result(value: bytes) -> dict[str, Any]:
-    try:
-        return _decode(payload(value))
-    except (msgspec.DecodeError, RecursionError):
-        return {}  # whatever it is, it is not one of our results
-
-
 def _row(result: dict[str, Any], since: float) -> tuple[_Group, float, float] | None:
     """Model, version and variant, time and score of a result; None of what is not one, or too old."""
     version, at, score = (result.get(what) for what in ("version", "scored_at", "score"))
@@ -184,7 +108,7 @@ def _row(result: dict[str, Any], since: float) -> tuple[_Group, float, float] | 
         raise UsageError("A report compares one score with a label; the model gives several.")
     if not isinstance(version, int) or not isinstance(at, int) or not isinstance(score, int | float):
         return None
-    if abs(at) > _FARTHEST or at / 1000 < since or not abs(score) <= _LARGEST:
+    if abs(at) > _FARTHEST or at / 1000 < since or not abs(score) <= LARGEST:
         return None
     model, variant = (str(result.get(what) or "")[:100] for what in ("model", "variant"))
     return (model, version, variant), at / 1000, float(score)

@@ -28,9 +28,10 @@ from gridscore.job.life import JOBS_MAP
 from gridscore.models.certificates import PARITY_MAP, Certificate
 from gridscore.models.chunks import CHUNKS_MAP
 from gridscore.models.drift import DRIFT_MAP, DriftRecord
-from gridscore.models.experiment import COUNTS_MAP, EXPERIMENTS_MAP, Counts, experiment_in
+from gridscore.models.experiment import EXPERIMENTS_MAP, experiment_in
 from gridscore.models.record import ModelRecord
 from gridscore.models.registry import MODELS_MAP, VERSIONS_MAP
+from gridscore.models.variants import COUNTS_MAP, Counts
 from gridscore.models.version import ModelVersion
 from gridscore.operations.actions import ACTIONS_MAP, Actions
 from gridscore.operations.autoscale import AUTOSCALE_MAP, Decisions

@@ -26,15 +26,8 @@ from gridscore.job import Jobs, JobState
 from gridscore.job.life import WANTED
 from gridscore.models.certificates import certificates_of
 from gridscore.models.drift import drift_of
-from gridscore.models.experiment import (
-    COUNTS_MAP,
-    EXPERIMENTS_MAP,
-    Counts,
-    Experiment,
-    Standing,
-    experiment_in,
-    together,
-)
+from gridscore.models.experiment import EXPERIMENTS_MAP, Experiment, Standing, experiment_in, together
+from gridscore.models.variants import COUNTS_MAP, Counts
 from gridscore.scoring.drift import entry_of
 from gridscore.scoring.stats import subscription_of
 

@@ -125,40 +125,41 @@ def _bins_of(known: tuple[str, ...], texts: tuple[str, ...]) -> NDArray[np.intp]
 
 
 async def watch_drift(
-    grid: Grid, job: Job, watched: Callable[[], tuple[Sketch | None, int]], worker: str, stats: JobStats
+    grid: Grid, job: Job, watched: Callable[[], list[tuple[Sketch | None, int]]], worker: str, stats: JobStats
 ) -> None:
     """Add what a worker has counted to the job's record, and tell of alerts; returns at once if the job asks for none.
 
-    `watched`: gives the sketch of the version that scores now, and its number; `stats`: where to say that drift cannot
-    be told.
+    `watched`: gives the sketch of each version that scores now, and its number; `stats`: where to say that drift
+    cannot be told.
     """
     if (spec := job.drift) is None:
         return
     records, tick = Records(grid, DRIFT_MAP), min(spec.every_seconds / 4, _LONGEST_TICK)
     await asyncio.sleep(tick * share_of(job.name + worker))
-    add: partial[DriftRecord] | None = None  # until the record is known to have it
+    adds: dict[str, partial[DriftRecord]] = {}  # until the record is known to have them
     while True:
         await asyncio.sleep(tick)
-        sketch, number = watched()
-        stats.drift_error = "" if sketch else f"version {number} has no baseline of its training"
-        if add is None and sketch is not None:
-            add = partial(
-                advanced,
-                version=sketch.version,
-                baseline=sketch.baseline,
-                part=sketch.take(),
-                spec=spec,
-                worker=worker,
-                now=int(time.time() * 1000),
-            )
-        if add is None:
-            continue
+        found = watched()
+        lacking = [number for sketch, number in found if sketch is None]
+        stats.drift_error = f"version {lacking[0]} has no baseline of its training" if lacking else ""
+        for sketch, _ in found:
+            if sketch is not None and sketch.version not in adds:
+                adds[sketch.version] = partial(
+                    advanced,
+                    version=sketch.version,
+                    baseline=sketch.baseline,
+                    part=sketch.take(),
+                    spec=spec,
+                    worker=f"{worker} {sketch.version}",
+                    now=int(time.time() * 1000),
+                )
         try:
-            record = await records.update(job.name, lambda value, add=add: msgspec.to_builtins(add(value)))  # type: ignore[misc]
-            add = None
-            for key, alert in msgspec.convert(record.value, DriftRecord).alerts.items():
-                if not alert.told:
-                    await _tell(grid, job, key, alert)
+            for version, add in list(adds.items()):
+                record = await records.update(job.name, lambda value, add=add: msgspec.to_builtins(add(value)))  # type: ignore[misc]
+                del adds[version]
+                for key, alert in msgspec.convert(record.value, DriftRecord).alerts.items():
+                    if not alert.told:
+                        await _tell(grid, job, key, alert)
         except (HazelcastError, GridError) as error:
             _log.warning("%s: drift could not be noted, trying again: %s", job.name, error)
 

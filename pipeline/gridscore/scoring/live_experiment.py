@@ -1,14 +1,18 @@
-"""The experiment of a job in one process: its record is followed, its challenger loaded beside, its counts noted.
+"""The experiment of a job in one process: its record is followed, challengers are loaded beside, counts noted.
 
 Every worker notes what it has counted. In turn, about one a second, they look at the counts of all, and move the
-experiment on, or end it: by one compare-and-set, so that two at once do no harm. None of them is needed for that.
+experiment on, or end it: by one compare-and-set, so that two at once do no harm. None of them is needed for that. What
+has ended by itself is told, in the model's log and the map of alerts, by the worker that ended it; or, if that is
+killed, by the next.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hazelcast.errors import HazelcastError
@@ -20,16 +24,17 @@ from gridscore.grid.watches import READ_ANYWAY_SECONDS, wait_for
 from gridscore.group.members import PUBLISH_SECONDS, registered
 from gridscore.models import Registry
 from gridscore.models.experiment import (
-    COUNTS_MAP,
     EXPERIMENTS_MAP,
-    Counts,
     Experiment,
     counts_of,
     experiment_in,
     experiment_of,
     judged,
+    tell_alert,
     together,
 )
+from gridscore.models.variants import COUNTS_MAP, Counts
+from gridscore.scoring.outcomes import look_at_labels
 from gridscore.scoring.trial import Trial, key_of
 from gridscore.texts import moment_text
 
@@ -47,6 +52,7 @@ _log = logging.getLogger(__name__)
 
 RECENT_SECONDS = 60.0  # what was counted lately is judged as well as all
 _RETRY_SECONDS = 10.0
+_TELL_SECONDS = 5.0
 
 
 class LiveExperiment:
@@ -75,7 +81,9 @@ class LiveExperiment:
         self._told = ""
         self._key = f"{record.name}/{members.worker}" if members is not None else ""
         self._before, self._said = Counts(id=""), Counts(id="")
-        self._load_at = self._step_at = self._judge_at = 0.0
+        self._load_at: list[float] = []
+        self._step_at = self._judge_at = 0.0
+        self._tell_at: float | None = None
         self._seen: deque[tuple[float, Counts]] = deque()
         self.trial: Trial | None = None
 
@@ -86,9 +94,14 @@ class LiveExperiment:
 
     async def follow(self) -> None:
         """Follow the record until cancelled."""
-        while True:
-            await wait_for(self._changed, PUBLISH_SECONDS if self.trial or self._told else READ_ANYWAY_SECONDS)
-            await self._look()
+        async with asyncio.TaskGroup() as tasks:
+            if self._members is not None:
+                current = partial(getattr, self, "trial")
+                tasks.create_task(look_at_labels(self._grid, self._records, self._record.job, self._members, current))
+            while True:
+                soon = self.trial is not None or self._told or self._tell_at is not None
+                await wait_for(self._changed, PUBLISH_SECONDS if soon else READ_ANYWAY_SECONDS)
+                await self._look()
 
     async def _look(self) -> None:
         self._changed.clear()
@@ -112,6 +125,8 @@ class LiveExperiment:
 
     async def _reconcile(self) -> None:
         found = await experiment_of(self._grid, self._record)
+        if self._members is not None and found is not None:
+            await self._tell(found, self._members)
         if found is None or found.state != "running":
             await self._end(removed=found is None)
             return
@@ -119,12 +134,15 @@ class LiveExperiment:
         if trial is None or trial.experiment.id != found.id:
             trial = await self._begin(found)
         elif trial.experiment != found:
-            trial.experiment = found
-            self._step_at = self._grid.clock()
-            _log.info("%s: %s", self._record.name, _text(found), extra={"action": "experiment_step"})
+            is_step, trial.experiment = trial.experiment.step != found.step, found
+            if is_step:
+                self._step_at = self._grid.clock()
+                _log.info("%s: %s", self._record.name, _text(found), extra={"action": "experiment_step"})
         await self._say()
-        if trial.challenger is None and self._grid.clock() >= self._load_at:
-            await self._load(trial)
+        for number, (_, tried) in enumerate(found.named):
+            is_missing = trial.challengers[number] is None and tried.state == "running"
+            if is_missing and self._grid.clock() >= self._load_at[number]:
+                await self._load(trial, number)
         if self._members is not None and self._grid.clock() >= self._judge_at:
             self._judge_at = self._grid.clock() + PUBLISH_SECONDS * len(self._members.group(self._record.name))
             await self._judge(found)
@@ -132,40 +150,45 @@ class LiveExperiment:
     async def _begin(self, found: Experiment) -> Trial:
         # By a revision of before, in this process.
         noted = await self._counts.read(Counts.of_record) if self._key else {}
-        self._before = together(found, [replace(noted[self._key], error="")] if self._key in noted else ())
-        self.trial = trial = Trial(found, error="it is being loaded")
-        self._step_at, self._load_at = self._grid.clock(), 0.0
+        self._before = together(found, [noted[self._key].without_errors()] if self._key in noted else ())
+        self.trial = trial = Trial(found)
+        self._step_at, self._load_at = self._grid.clock(), [0.0] * len(found.challengers)
+        for tally in trial.tallies[1:]:
+            tally.error = "it is being loaded"
         self._seen.clear()
         try:
             if found.key:
                 trial.key = key_of(self._record.job, found.key, self._tables)
         except Exception as error:  # noqa: BLE001 -- the job was updated since, or the record is somebody else's
-            trial.error, self._load_at = f"its key cannot be computed: {error}", float("inf")
+            self._load_at = [float("inf")] * len(found.challengers)
+            for tally in trial.tallies[1:]:
+                tally.error = f"its key cannot be computed: {error}"
             trial.key = lambda events: [None] * len(events)
         self._model.attempt(trial)
         self._stats.experiment = found.id
         _log.info("%s: %s", self._record.name, _text(found), extra={"action": "experiment_start"})
         return trial
 
-    async def _load(self, trial: Trial) -> None:
-        """Load the challenger; while that is done, or fails, the champion scores its events, which are counted."""
-        experiment = trial.experiment
+    async def _load(self, trial: Trial, number: int) -> None:
+        """Load a challenger; while that is done, or fails, the champion scores its events, which are counted."""
+        experiment, tally = trial.experiment, trial.tallies[number + 1]
+        wanted = experiment.challengers[number].version
         try:
-            version = await self._registry.resolve(experiment.model, version=experiment.version)
-            trial.challenger = await self._model.load(version)
+            version = await self._registry.resolve(experiment.model, version=wanted)
+            trial.challengers[number] = await self._model.load(version)
         except GridscoreError as error:
-            if trial.error != str(error):
+            if tally.error != str(error):
                 _log.error(
                     "%s: the challenger, version %d of `%s`, is not used: %s",
                     self._record.name,
-                    experiment.version,
+                    wanted,
                     experiment.model,
                     error,
                     extra={"action": "challenger_refused"},
                 )
-            trial.error, self._load_at = str(error), self._grid.clock() + _RETRY_SECONDS
+            tally.error, self._load_at[number] = str(error), self._grid.clock() + _RETRY_SECONDS
         else:
-            trial.error = ""
+            tally.error = ""
 
     async def _end(self, *, removed: bool) -> None:
         if self.trial is None:
@@ -201,12 +224,39 @@ class LiveExperiment:
             await self._records.replace(record, due.to_json())
         except ConflictError:
             return  # another worker was faster
-        action = "experiment end" if due.state == "ended" else "experiment step"
-        why = due.why or f"{_text(due)}, after {due.seen:,} events"
-        _log.warning("%s: %s: %s", experiment.job, action, why, extra={"action": action.replace(" ", "_")})
-        await self._registry.note(experiment.model, action, version=experiment.version, why=why[:500])
+        self._changed.set()
+        if due.step == experiment.step:
+            self._tell_at = 0.0
+            return
+        why = f"{_text(due)}, after {due.seen:,} events"
+        _log.warning("%s: experiment step: %s", experiment.job, why, extra={"action": "experiment_step"})
+        version = experiment.challengers[0].version
+        await self._registry.note(experiment.model, "experiment step", version=version, why=why)
+
+    async def _tell(self, found: Experiment, members: Members) -> None:
+        """Tell of challengers that have ended by themselves, once, and note that it is told."""
+        untold = [(name, each) for name, each in found.named if not each.told]
+        if not untold:
+            self._tell_at = None
+            return
+        if self._tell_at is None:  # the worker that has ended it comes first
+            self._tell_at = self._grid.clock() + _TELL_SECONDS * (1 + members.rank(found.job))
+        if self._grid.clock() < self._tell_at:
+            return
+        log = [each for each in await self._registry.log(found.model) if each.at >= found.begun]
+        for name, each in untold:
+            what = ("experiment end", each.version, each.why)
+            if not any((entry.action, entry.version, entry.why) == what for entry in log):
+                _log.warning("%s: %s: %s", found.job, what[0], each.why, extra={"action": "experiment_end"})
+                await self._registry.note(found.model, what[0], version=each.version, why=each.why)
+            await tell_alert(self._grid, self._record.job, found, name)
+        record = await self._records.get(found.job)
+        if record is not None and experiment_in(record) == found:
+            all_told = tuple(replace(each, told=True) for each in found.challengers)
+            with contextlib.suppress(ConflictError):  # looked at again
+                await self._records.replace(record, replace(found, challengers=all_told).to_json())
         self._changed.set()
 
 
 def _text(found: Experiment) -> str:
-    return f"{found.kind} of version {found.version} at {found.share:g} %"
+    return f"{found.kind} of {found.versions} at {found.share:g} %"

@@ -180,9 +180,11 @@ class LiveModel:
             extra={"action": "model_live"},
         )
 
-    def watched(self) -> tuple[Sketch | None, int]:
-        """What counts the drift of the version that scores now, and its number."""
-        return self.active.sketch, self.active.model.version.version
+    def watched(self) -> list[tuple[Sketch | None, int]]:
+        """What counts the drift of each version that scores now, and its number: the champion, then challengers."""
+        trial = self.active.trial
+        all_ = [self.active, *(each for each in (trial.challengers if trial is not None else ()) if each is not None)]
+        return [(each.sketch, each.model.version.version) for each in all_]
 
     async def _is_current(self) -> bool:
         """Whether the job is still at the revision that this worker scores for.

@@ -89,7 +89,7 @@ class Reasons:
         named: Mapping[str, tuple[tuple[str, ...], NDArray[np.intp]]],
         spans: Sequence[tuple[PartitionBatch, int]],  # partitions in order, each with the number of its rows
         rows: tuple[Sequence[int], Sequence[bytes], Sequence[bytes]],  # sequences, keys and results
-        variants: NDArray[np.int64] | None = None,  # which are the challenger's (1), during an experiment
+        variants: NDArray[np.int64] | None = None,  # who made each, during an experiment
     ) -> None:
         """Take the rows of a scored batch that want reasons."""
         wanted = np.ones(len(events), bool)
@@ -109,8 +109,8 @@ class Reasons:
         sequences, keys, texts = rows
         ends = np.cumsum([number for _, number in spans])
         models, order = [active.model], np.flatnonzero(wanted)
-        if variants is not None and active.trial is not None and active.trial.challenger is not None:
-            models.append(active.trial.challenger.model)
+        if variants is not None and active.trial is not None:
+            models += [(each or active).model for each in active.trial.challengers]
             order = order[np.argsort(variants[order], kind="stable")]  # rows of one model are explained together
         for i in order.tolist():
             # A rescan's events have no place in the journal that says when their results stand.

@@ -12,7 +12,7 @@ import numpy as np
 
 from gridscore.compiled import compiled
 from gridscore.features import class_numbers
-from gridscore.models.experiment import VARIANTS
+from gridscore.models.variants import VARIANTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -170,7 +170,7 @@ class ResultEncoder:
         ]
         end = ends[0]
         if made_by.variants is not None:
-            tails = tuple(b',"variant":"%b"%b' % each for each in zip(_VARIANT_TEXTS, ends, strict=True))
+            tails = tuple(b',"variant":"%b"%b' % each for each in zip(_VARIANT_TEXTS, ends, strict=False))
             columns.append((tails, made_by.variants))
             literals.append(b"")
             end = b""

@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from gridscore.scoring.batches import PartitionBatch
     from gridscore.scoring.live_model import LoadedModels
     from gridscore.scoring.scorer import ScoredBatch
+    from gridscore.scoring.trial import Trial
 
 _log = logging.getLogger(__name__)
 
@@ -168,6 +169,11 @@ class JobRunner:
     def windows(self) -> WindowStates | None:
         """The states of its windows; None if it has none."""
         return self._windows if self._stage is None else self._stage.states
+
+    @property
+    def trial(self) -> Trial | None:
+        """What it does for the job's experiment; None if there is none."""
+        return self._experiment.trial
 
     async def run(self) -> None:
         """Score until cancelled; then finish the writes under way, commit, and give the leases back.

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gridscore.grid.wire import Page
     from gridscore.group.reader import Arrival
     from gridscore.job import Job
+    from gridscore.scoring.drift import Sketch
     from gridscore.scoring.reasons import Reasons
     from gridscore.scoring.stats import JobStats
     from gridscore.scoring.trial import ActiveModel
@@ -213,10 +214,15 @@ class Scorer:
             return rows
         scores, matrix, *rest = columns
         margins = None if margins is None else rest[-1]
-        if active.sketch is not None:
+        watched: Sequence[tuple[Sketch, Any]] = ()
+        if trial is not None:
+            watched = trial.sketches(active, rest[0])
+        elif active.sketch is not None:
+            watched = ((active.sketch, slice(None)),)
+        if watched:
             counting = clock()
-            ours = slice(None) if trial is None else rest[0] == 0  # the baseline is the champion's
-            active.sketch.add(matrix[ours], scores[ours])
+            for sketch, whose in watched:
+                sketch.add(matrix[whose], scores[whose])
             stage_ns["drift"] = stage_ns.get("drift", 0) + (spent := clock() - counting)
             began += spent
         epochs = [epoch for batch, count in rows.spans for epoch in repeat(batch.cursor.epoch, count)]

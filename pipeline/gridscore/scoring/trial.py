@@ -1,7 +1,7 @@
 """A trial: what a worker does for the experiment of a job. It chooses by entity who scores an event, and counts.
 
 Whatever the challenger does, every event gets a result: what it gives no finite score for, or cannot score because it
-is not loaded here, is the champion's, and counted.
+is not loaded here, is the champion's, and counted. Variants have numbers: 0 is the champion, 1 the first challenger.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from gridscore.features.program import Program
 from gridscore.grid.cutting import STRING
 from gridscore.job.parts import Window
-from gridscore.models.experiment import Counts, Tally
+from gridscore.models.variants import VARIANTS, Counts, Tally
 from gridscore.scoring.results import MadeBy
 
 if TYPE_CHECKING:
@@ -67,28 +67,32 @@ class Trial:
     """What a worker does for an experiment."""
 
     experiment: Experiment  # as it is now: exchanged at a step
-    challenger: ActiveModel | None = None  # None as long as it is not loaded
-    error: str = ""  # why it is not
+    challengers: list[ActiveModel | None] = field(default_factory=list)  # each is None as long as it is not loaded
     # Gives the entities of events, or is None if these are the events' keys.
     key: Callable[[EventColumns], Sequence[str | int | None]] | None = None
-    tallies: tuple[Tally, Tally] = field(default_factory=lambda: (Tally(), Tally()))
+    tallies: list[Tally] = field(default_factory=list)  # of each variant
     waiting: list[tuple[Any, ...]] = field(default_factory=list)
     nobodys: int = 0
-    behind: int = 0
     unseen: int = 0
-    _alike: tuple[ActiveModel | None, ActiveModel | None, bool] = (None, None, True)
+    _alike: dict[int, tuple[ActiveModel, ActiveModel, bool]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        count = len(self.experiment.challengers)
+        self.challengers += [None] * (count - len(self.challengers))
+        self.tallies += [Tally() for _ in range(count + 1 - len(self.tallies))]
 
     @property
     def is_shadowed(self) -> bool:
-        """Whether the challenger is to score what is answered."""
+        """Whether challengers are to score what is answered."""
         return self.experiment.kind == "shadow"
 
-    def codes_alike(self, champion: ActiveModel) -> bool:
-        """Whether both versions code texts alike, so that they take the same matrix."""
-        if self.challenger is None or (self._alike[0] is champion and self._alike[1] is self.challenger):
-            return self._alike[2]
-        same = champion.model.version.learnt == self.challenger.model.version.learnt
-        self._alike = champion, self.challenger, same
+    def codes_alike(self, champion: ActiveModel, number: int, other: ActiveModel) -> bool:
+        """Whether a challenger codes texts as the champion does, so that both take the same matrix."""
+        before = self._alike.get(number)
+        if before is not None and before[0] is champion and before[1] is other:
+            return before[2]
+        same = champion.model.version.learnt == other.model.version.learnt
+        self._alike[number] = champion, other, same
         return same
 
     @property
@@ -96,12 +100,9 @@ class Trial:
         self._settle()
         return Counts(
             id=self.experiment.id,
-            champion=self.tallies[0].counted(),
-            challenger=self.tallies[1].counted(),
+            variants={name: tally.counted() for name, tally in zip(VARIANTS, self.tallies, strict=False)},
             nobodys=self.nobodys,
-            behind=self.behind,
             unseen=self.unseen,
-            error=self.error[:1_000],
         )
 
     def draws(self, events: EventColumns, keys: Sequence[bytes]) -> NDArray[np.int64]:
@@ -112,43 +113,48 @@ class Trial:
         return self.experiment.draws(found)
 
     def score(self, champion: ActiveModel, events: EventColumns, keys: Sequence[bytes], given: Given) -> Columns:
-        """Score a batch. Where the challenger codes categories otherwise, its rows of the matrix become its own."""
+        """Score a batch. Where a challenger codes categories otherwise, its rows of the matrix become its own."""
         draws, variants = self.draws(events, keys), np.zeros(len(events), np.int64)
         self.nobodys += int(np.count_nonzero(draws < 0))
-        rows, theirs = self._challenged(champion, events, given, np.flatnonzero(self.experiment.takes(draws)))
-        if theirs is None:
+        whose, found = self.experiment.variants(draws), []
+        for number in range(1, len(self.challengers) + 1):
+            if (rows := np.flatnonzero(whose == number)).size:
+                rows, theirs = self._challenged(number, champion, events, given, rows)
+                if theirs is not None:
+                    variants[rows] = number
+                    found.append((rows, theirs))
+        if not found:
             return self.timed(0, champion, given), given[0], variants, draws, *given[1:]
-        variants[rows] = 1
-        scores = np.empty((len(events), *theirs.shape[1:]), np.float32)
-        scores[rows] = theirs
+        scores = np.empty((len(events), *found[0][1].shape[1:]), np.float32)
+        for rows, theirs in found:
+            scores[rows] = theirs
         if (rest := np.flatnonzero(variants == 0)).size:
             scores[rest] = self.timed(0, champion, [each[rest] for each in given])
         return scores, given[0], variants, draws, *given[1:]
 
     def _challenged(
-        self, champion: ActiveModel, events: EventColumns, given: Given, rows: NDArray[np.intp]
+        self, number: int, champion: ActiveModel, events: EventColumns, given: Given, rows: NDArray[np.intp]
     ) -> tuple[NDArray[np.intp], NDArray[np.float32] | None]:
-        """Those of the rows for which the challenger has a score, and these; None if it has none."""
-        other = self.challenger
-        if not rows.size:
-            return rows, None
+        """Those of the rows for which a challenger has a score, and these; None if it has none."""
+        other, tally = self.challengers[number - 1], self.tallies[number]
         if other is not None and other.model.version.outputs != champion.model.version.outputs:
-            self.error = f"{other.model.version} does not give as many scores an event as {champion.model.version}."
+            tally.error = f"{other.model.version} does not give as many scores an event as {champion.model.version}."
         elif other is not None:
+            alike = self.codes_alike(champion, number, other)
             try:
-                matrix = given[0][rows] if self.codes_alike(champion) else other.plan.matrix(events.take(rows.tolist()))
-                scores = self.timed(1, other, [matrix, *(each[rows] for each in given[1:])])
+                matrix = given[0][rows] if alike else other.plan.matrix(events.take(rows.tolist()))
+                scores = self.timed(number, other, [matrix, *(each[rows] for each in given[1:])])
             except Exception as error:  # noqa: BLE001 -- whatever it is, it is no reason to give an event no result
-                self.error = f"{other.model.version} could not predict: {type(error).__name__}: {error}"
-                self.tallies[1].errors += rows.size
+                tally.error = f"{other.model.version} could not predict: {type(error).__name__}: {error}"
+                tally.errors += rows.size
                 return rows, None
             if not np.isfinite(scores).all():
                 good = _finite(scores)
                 rows, scores, matrix = rows[good], scores[good], matrix[good]
-            if not self.codes_alike(champion):
+            if not alike:
                 given[0][rows] = matrix
             return rows, scores if rows.size else None
-        self.behind += rows.size
+        tally.behind += rows.size
         return rows, None
 
     def timed(self, number: int, active: ActiveModel, given: Given) -> NDArray[np.float32]:
@@ -166,9 +172,17 @@ class Trial:
         """The decision of each event, or, by `explained`, whether it wants reasons; by the features of its variant."""
         scores, _, variants, *_ = columns
         decisions: NDArray[np.intp] = getattr(champion.plan, by).decide(events, scores)
-        if self.challenger is None or self.codes_alike(champion) or not variants.any():
-            return decisions
-        return np.where(variants == 1, getattr(self.challenger.plan, by).decide(events, scores), decisions)
+        for number, other in enumerate(self.challengers, 1):
+            if other is None or self.codes_alike(champion, number, other):
+                continue
+            if (theirs := variants == number).any():
+                decisions = np.where(theirs, getattr(other.plan, by).decide(events, scores), decisions)
+        return decisions
+
+    def sketches(self, champion: ActiveModel, variants: NDArray[np.int64]) -> list[tuple[Sketch, NDArray[np.bool_]]]:
+        """What counts the drift of each variant, and which rows are its: each has a baseline of its own."""
+        of = [None if each is None else each.sketch for each in (champion, *self.challengers)]
+        return [(sketch, variants == number) for number, sketch in enumerate(of) if sketch is not None]
 
     def count(self, columns: Columns, named: Mapping[str, tuple[Sequence[str], NDArray[np.intp]]]) -> None:
         """Count the events of a batch that have an entity, and a score: many batches at a time."""
@@ -190,19 +204,25 @@ class Trial:
 
     def made_by(self, champion: ActiveModel, variants: NDArray[np.int64]) -> MadeBy:
         """Who made the results of a batch."""
-        other = champion if self.challenger is None else self.challenger
-        return MadeBy((champion.model.version, other.model.version), variants)
+        of = [champion, *(each or champion for each in self.challengers)]
+        return MadeBy([each.model.version for each in of], variants)
 
 
 class Beside(Trial):
-    """The other side of a shadow: the challenger scores every event, for itself."""
+    """The other side of a shadow: a challenger scores every event, for itself."""
 
     is_shadowed = False
+    number: int
     drawn: NDArray[np.int64]
 
     def score(self, champion: ActiveModel, events: EventColumns, _keys: Sequence[bytes], given: Given) -> Columns:
         """Score a batch; the model that it is given is the challenger."""
-        return self.timed(1, champion, given), given[0], np.ones(len(events), np.int64), self.drawn, *given[1:]
+        whose = np.full(len(events), self.number)
+        return self.timed(self.number, champion, given), given[0], whose, self.drawn, *given[1:]
+
+    def codes_alike(self, *_of: object) -> bool:
+        """It scores with features of its own."""
+        return True
 
 
 def _finite(scores: NDArray[np.float32]) -> NDArray[np.bool_]:

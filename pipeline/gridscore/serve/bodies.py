@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gridscore.job.monitoring import OutcomeBound  # noqa: TC001 -- pydantic reads it
 from gridscore.job.types import Duration, MapName  # noqa: TC001 -- pydantic reads them
 from gridscore.keys import Role
 from gridscore.operations.actions import MAX_WHY
@@ -76,25 +77,37 @@ class Auditing(Act):
     patience: float = Field(default=20.0, ge=0, le=30, description="Seconds that the job may stand still.")
 
 
-class Trial(Act):
-    """An experiment: exactly one of `steps`, `split` and `shadow`."""
+_Tried = Number | Annotated[str, Field(max_length=64)]
 
-    version: Number | Annotated[str, Field(max_length=64)]
-    steps: Annotated[list[float], Field(max_length=100)] = []
+
+class Trial(Act):
+    """An experiment; what is not given is as `experiment` in the job file says."""
+
+    version: _Tried | Annotated[list[_Tried], Field(min_length=1, max_length=4)]
+    steps: Annotated[list[float], Field(max_length=20)] | None = None
     every: Duration | None = None
     split: float | None = None
-    shadow: bool = False
-    key: Annotated[str, Field(max_length=1_000)] = ""
-    max_errors: float | None = Field(default=0.01, ge=0, le=1)
+    shadow: bool | None = None
+    key: Annotated[str, Field(max_length=1_000)] | None = None
+    max_errors: float | None = Field(default=None, ge=0, le=1)
     max_us: float | None = None
     max_psi: float | None = None
-    least: int = Field(default=500, ge=1, lt=1 << 31)
+    least: int | None = Field(default=None, ge=1, lt=1 << 31)
+    outcomes: Annotated[list[OutcomeBound], Field(max_length=10)] | None = None
+    least_labels: int | None = Field(default=None, ge=1, lt=1 << 31)
     allow_changed_features: bool = False
 
 
-class Ending(Act):
-    """How an experiment ends."""
+class Stopping(Act):
+    """How an experiment, or one of several challengers, ends."""
 
+    version: Number | None = None
+
+
+class Ending(Act):
+    """How a challenger becomes the champion."""
+
+    version: Number | None = None
     allow_changed_features: bool = False
     override: Text = ""
 

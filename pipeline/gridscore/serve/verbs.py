@@ -44,6 +44,7 @@ from gridscore.serve.bodies import (
     Replaying,
     Restart,
     Rollback,
+    Stopping,
     Submission,
     Trial,
 )
@@ -204,18 +205,19 @@ async def get_experiment(asked: Asked, job: Name) -> Any:
 async def start_experiment(asked: Asked, job: Name, given: Trial) -> Any:
     """Begin a canary, a split or a shadow."""
     _need_for_more(asked, job, given)
-    options = given.model_dump(exclude={"version", "every"})
-    every = 0.0 if given.every is None else seconds_of(given.every)
-    return (await asked.client.start_experiment(job, given.version, every=every, **options)).to_json()
+    options = given.model_dump(exclude={"version", "every"}, exclude_none=True)
+    every = None if given.every is None else seconds_of(given.every)
+    versions = given.version if isinstance(given.version, list) else [given.version]
+    return (await asked.client.start_experiment(job, *versions, every=every, **options)).to_json()
 
 
-async def stop_experiment(asked: Asked, job: Name, given: Act = Act()) -> Any:  # noqa: B008
-    """End an experiment: the champion scores all events."""
-    return (await asked.client.stop_experiment(job, why=given.why)).to_json()
+async def stop_experiment(asked: Asked, job: Name, given: Stopping = Stopping()) -> Any:  # noqa: B008
+    """End an experiment, or one of several challengers: the champion scores its events."""
+    return (await asked.client.stop_experiment(job, **given.model_dump())).to_json()
 
 
 async def promote_experiment(asked: Asked, job: Name, given: Ending = Ending()) -> Any:  # noqa: B008
-    """Make the challenger the champion, if it passes the gates, and end the experiment."""
+    """Make a challenger the champion, if it passes the gates, and end the experiment."""
     model = (await Jobs(asked.grid).get(job)).job.model.name
     asked.need(model)
     _need_for_more(asked, model, given)

@@ -82,7 +82,7 @@ async def _stop_experiment(asked: Asked) -> str:
 
 
 async def _promote_experiment(asked: Asked) -> str:
-    found = await Client(asked.grid).promote_experiment(asked.record.name, why=asked.why)
+    found = await Client(asked.grid).promote_experiment(asked.record.name, version=asked.version, why=asked.why)
     return f"The challenger is the champion, and the experiment is over. It was: {found.text}."
 
 

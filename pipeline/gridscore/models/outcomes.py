@@ -1,0 +1,237 @@
+"""How the variants of an experiment turn out, by labels that come later, and when that is bad enough to end one.
+
+Intervals hold at every look together, not at one look only: they are a confidence sequence (a mixture of normal
+distributions, narrowest at `least_labels`), and wider the more bounds and challengers there are. Their standard errors
+come of leaving out each group of entities in turn (the jackknife), so an entity with many events counts as one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+import numpy as np
+from msgspec import Meta, Struct
+
+from gridscore.errors import ModelError
+from gridscore.grid.records import Count  # noqa: TC001 -- msgspec reads the annotations
+from gridscore.models.metrics import measure
+from gridscore.models.variants import VARIANTS, Variant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from gridscore.models.metrics import Measure
+
+Metric = Literal["auc", "accuracy", "precision", "recall", "log_loss", "brier", "cost", "rmse", "mae"]
+RISING = frozenset(("auc", "accuracy", "precision", "recall"))
+"""Metrics that are the better the higher they are."""
+
+_LEAST_GROUPS = 8
+_ALPHA, _NARROWEST = 0.05, 8.0
+"""`_NARROWEST`: where the sequence of `_ALPHA` is narrowest, in units of its variance."""
+
+Number = Annotated[float, Meta(ge=-1e38, le=1e38)]
+_Text = Annotated[str, Meta(max_length=1_000)]
+
+
+class Bound(Struct, frozen=True, omit_defaults=True):
+    """How good a metric of a challenger must be.
+
+    Attributes:
+        decision: Of `precision` and `recall`: of which decision.
+        worse_by: How much worse than the champion's it may be.
+    """
+
+    name: Metric
+    decision: Annotated[str, Meta(max_length=200)] = ""
+    at_least: Number | None = None
+    at_most: Number | None = None
+    worse_by: Number | None = None
+
+    def __post_init__(self) -> None:
+        if (self.at_least, self.at_most, self.worse_by).count(None) != 2:
+            raise ValueError("a bound is `at_least`, `at_most` or `worse_by`")
+
+    @property
+    def metric(self) -> str:
+        """What is bounded, for people."""
+        return f"{self.name} of {self.decision}" if self.decision else self.name
+
+    @property
+    def text(self) -> str:
+        """What it asks, for people."""
+        if self.worse_by is not None:
+            return f"at most {self.worse_by:g} worse than the champion's"
+        return f"at least {self.at_least:g}" if self.at_least is not None else f"at most {self.at_most:g}"
+
+    def room(self, value: float) -> float:
+        """How far a value, of the metric or of how much worse it is, keeps the bound; below 0 it does not."""
+        most = self.worse_by if self.worse_by is not None else self.at_most
+        return value - self.at_least if self.at_least is not None else most - value  # type: ignore[operator]
+
+
+class Outcome(Struct, frozen=True, omit_defaults=True):
+    """What labels say of a challenger and a bound.
+
+    Attributes:
+        bound: Which of the experiment's.
+        value: The metric; of `champion`, the champion's.
+        worse: How much worse it is than the champion's, if that is bounded.
+        low: The lower end of the interval of what is bounded.
+        problem: Why it cannot be said.
+    """
+
+    variant: Variant
+    bound: Annotated[int, Meta(ge=0, lt=10)]
+    value: Number | None = None
+    champion: Number | None = None
+    worse: Number | None = None
+    low: Number | None = None
+    high: Number | None = None
+    problem: _Text = ""
+
+
+class Labelled(Struct, frozen=True, omit_defaults=True):
+    """How many labels of a variant there are, and how many of events that were scored in this step."""
+
+    all: Count = 0
+    of_step: Count = 0
+
+
+class Outcomes(Struct, frozen=True, omit_defaults=True):
+    """What a look at the labels of an experiment has found.
+
+    Attributes:
+        number: How many looks there were.
+        step: At which the experiment was then.
+        seconds: How long it took: the next one waits many times as long.
+        invalid: Labels that cannot be used.
+        problem: Why nothing could be looked at.
+    """
+
+    number: Count = 0
+    step: Count = 0
+    seconds: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    labels: dict[Variant, Labelled] = {}
+    found: Annotated[tuple[Outcome, ...], Meta(max_length=40)] = ()
+    invalid: Count = 0
+    problem: _Text = ""
+
+    def labelled(self, variant: Variant) -> Labelled:
+        """How many labels of a variant there are."""
+        return self.labels.get(variant) or Labelled()
+
+
+class Rows(NamedTuple):
+    """The labelled results of a variant, a value each.
+
+    Attributes:
+        decisions: The number of each one's decision; -1: none.
+        groups: That of its entity.
+    """
+
+    labels: NDArray[np.float64]
+    scores: NDArray[np.float32]
+    decisions: NDArray[np.int64]
+    groups: NDArray[np.int64]
+
+
+def outcomes_of(
+    bounds: Sequence[Bound],
+    rows: Sequence[Rows],
+    least: int,
+    decisions: Sequence[str],
+    costs: Mapping[str, tuple[float, float]],
+    tried: int,
+) -> list[Outcome]:
+    """What labels say of each bound of each challenger that has rows. Takes a while: not for the event loop.
+
+    Args:
+        rows: Of the champion, and of each challenger.
+        tried: How many challengers there are: the more, the wider all intervals are.
+    """
+    found = []
+    alpha = _ALPHA / max(1, len(bounds) * tried)
+    for number, theirs in enumerate(rows[1:], 1):
+        for place, bound in enumerate(bounds):
+            both = [theirs] if bound.worse_by is None else [theirs, rows[0]]
+            if min(len(each.labels) for each in both) < least:
+                continue
+            try:
+                measures = [_measure(bound, each, decisions, costs) for each in both]
+                made = _outcome(bound, measures, both, _width(min(len(each.labels) for each in both), least, alpha))
+            except ModelError as error:
+                found.append(Outcome(VARIANTS[number], place, problem=error.message[:1_000]))
+            else:
+                found.append(Outcome(VARIANTS[number], place, **made))  # type: ignore[arg-type]
+    return found
+
+
+def _outcome(bound: Bound, measures: list[Measure], rows: list[Rows], width: float) -> dict[str, float]:
+    groups = np.unique(np.concatenate([each.groups for each in rows]))
+    if len(groups) < _LEAST_GROUPS:
+        raise ModelError(f"all labels are of {len(groups)} groups of entities; {_LEAST_GROUPS} of 64 are needed")
+    values, few = [of(None) for of in measures], f"`{bound.metric}` cannot be said of so few labels"
+    try:
+        without = np.array(
+            [
+                [of((each.groups != group).astype(np.float64)) for of, each in zip(measures, rows, strict=True)]
+                for group in groups.tolist()
+            ]
+        )
+    except ZeroDivisionError:  # without this group there is nothing left
+        raise ModelError(few) from None
+    made, sign = {"value": values[0]}, 1.0 if bound.name in RISING else -1.0
+    of, replicates = values[0], without[:, 0]
+    if len(values) == 2:
+        made |= {"champion": values[1], "worse": sign * (values[1] - values[0])}
+        of, replicates = made["worse"], sign * (without[:, 1] - without[:, 0])
+    error = math.sqrt((len(groups) - 1) / len(groups) * float(((replicates - replicates.mean()) ** 2).sum()))
+    wide = _students(width, len(groups) - 1) * error
+    if not (math.isfinite(of) and math.isfinite(wide)):
+        raise ModelError(few)
+    return {**made, "low": of - wide, "high": of + wide}
+
+
+def _students(normal: float, freedom: int) -> float:
+    """As far out in Student's distribution as that is in the normal one: Cornish and Fisher, without SciPy."""
+    z, squared = normal, normal * normal
+    first = z * (squared + 1) / 4
+    second = z * ((5 * squared + 16) * squared + 3) / 96
+    third = z * (((3 * squared + 19) * squared + 17) * squared - 15) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
+
+
+def _width(labels: int, least: int, alpha: float) -> float:
+    """Standard errors to either side that hold at this look and all others."""
+    variance = _NARROWEST * labels / least
+    return math.sqrt((1 + 1 / variance) * math.log((1 + variance) / alpha**2))
+
+
+def _measure(bound: Bound, rows: Rows, decisions: Sequence[str], costs: Mapping[str, tuple[float, float]]) -> Measure:
+    if bound.name == "cost":
+        values = np.full(len(rows.labels), np.nan)
+        for number, name in enumerate(decisions):
+            for label, cost in enumerate(costs.get(name, ())):
+                values[(rows.decisions == number) & (rows.labels == label)] = cost
+        return _mean(values, ~np.isnan(values))
+    if bound.name not in ("precision", "recall"):
+        return measure(bound.name, rows.labels, rows.scores)  # type: ignore[arg-type]
+    if not np.isin(rows.labels, (0, 1)).all():
+        raise ModelError(f"`{bound.name}` needs labels that are 0 and 1.")
+    decided, positive = rows.decisions == decisions.index(bound.decision), rows.labels == 1
+    return _mean(positive, decided) if bound.name == "precision" else _mean(decided, positive)
+
+
+def _mean(values: NDArray[np.generic], where: NDArray[np.bool_]) -> Measure:
+    """The mean of the values there; NaN if there are none."""
+    taken = values[where].astype(np.float64)
+
+    def mean(weights: NDArray[np.float64] | None) -> float:
+        counts = np.ones(len(taken)) if weights is None else weights[where]
+        return float((taken * counts).sum() / counts.sum()) if counts.any() else math.nan
+
+    return mean

@@ -1,0 +1,239 @@
+"""How the variants of an experiment turn out: its results, joined with the labels that have come since.
+
+Nothing is kept of labels between two looks: each reads what is in the grid then. So a label that comes late, twice or
+is corrected counts once, whichever workers were killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import math
+import zlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from hazelcast.errors import HazelcastError
+from msgspec.structs import replace
+
+from gridscore.errors import GridscoreError
+from gridscore.features import EventDecoder
+from gridscore.grid.copies import payload
+from gridscore.grid.entries import values_of, walk
+from gridscore.group.members import PUBLISH_SECONDS
+from gridscore.models.experiment import Experiment, experiment_in, shadow_map
+from gridscore.models.outcomes import Labelled, Outcomes, Rows, outcomes_of
+from gridscore.models.variants import GROUPS, VARIANTS
+from gridscore.scoring.labels import LARGEST, KnownLabels, result_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gridscore.grid import Grid
+    from gridscore.grid.records import Record, Records
+    from gridscore.group.members import Members
+    from gridscore.job import Job
+    from gridscore.scoring.trial import Trial
+
+_log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 30.0
+"""Between two looks at the labels of an experiment, at least: and `_RARE` times as long as a look takes."""
+
+MOST_ROWS = 200_000
+"""Labelled results that a look keeps, 100 bytes each; of more, those with every second, fourth, … key."""
+
+_RARE = 50
+_MOST_LABELS = 500_000
+_PAGE = 200  # so that no event waits long for one
+
+
+class _Row(NamedTuple):
+    key: bytes
+    variant: int
+    label: float
+    score: float
+    decision: int
+    is_of_step: bool
+    group: int
+
+
+class Look:
+    """A look at the labels of an experiment."""
+
+    def __init__(self, grid: Grid, job: Job, trial: Trial) -> None:
+        if job.labels is None:
+            raise GridscoreError("the job says nothing of `labels` any more")
+        self._grid, self._job, self._trial = grid, job, trial
+        self._experiment = trial.experiment
+        self._labels = KnownLabels(grid, job.labels, _MOST_LABELS)
+        self._decoder = EventDecoder(job)
+        self._decisions = [decision.decision for decision in job.decisions]
+        self._begun, self._since = (_milliseconds(at) for at in (self._experiment.begun, self._experiment.since))
+        self._rows: list[_Row] = []
+        self._mask = 0
+
+    async def outcomes(self) -> Outcomes:
+        """What labels say.
+
+        Raises:
+            HazelcastError: The grid did not answer.
+            GridscoreError: It cannot be said.
+        """
+        began, before, experiment = self._grid.clock(), self._experiment.outcomes, self._experiment
+        await self._labels.read()
+        for partition in range(self._grid.partition_count):
+            await self._read(partition)
+        limits, costs = experiment.limits, {} if self._job.labels is None else self._job.labels.cost
+        rows = [self._of(number) for number in range(len(experiment.challengers) + 1)]
+        tried, least = len(experiment.challengers), max(1, limits.least_labels)
+        found = await asyncio.to_thread(outcomes_of, limits.outcomes, rows, least, self._decisions, costs, tried)
+        scale = self._mask + 1
+        labels = {
+            VARIANTS[number]: Labelled(
+                len(each.labels) * scale, sum(r.is_of_step for r in self._rows if r.variant == number) * scale
+            )
+            for number, each in enumerate(rows)
+        }
+        return Outcomes(
+            number=before.number + 1,
+            step=experiment.step,
+            seconds=round(self._grid.clock() - began, 3),
+            labels=labels,
+            found=tuple(found),
+            invalid=self._labels.invalid,
+        )
+
+    async def _read(self, partition: int) -> None:
+        seen: set[bytes] = set()  # an entry may come twice
+        async for entries in walk(self._grid, self._job.results, partition, _PAGE):
+            results = {}
+            for key, value in entries:
+                if key not in seen and not zlib.crc32(key) & self._mask:
+                    result = result_of(value)
+                    if self._counts(result):
+                        results[key] = result
+                seen.add(key)
+            found = await self._labels.of(partition, results)
+            labels = {key: label for key in results if not math.isnan(label := self._labels.number(found.get(key)))}
+            if labels:
+                await self._take(partition, results, labels)
+            while len(self._rows) > MOST_ROWS:
+                self._mask = 2 * self._mask + 1
+                self._rows = [row for row in self._rows if not zlib.crc32(row.key) & self._mask]
+
+    def _counts(self, result: dict[str, Any]) -> bool:
+        """Whether a result is of this experiment, and has one score."""
+        at, score, variant = (result.get(what) for what in ("scored_at", "score", "variant"))
+        return (
+            variant in VARIANTS
+            and isinstance(at, int)
+            and at >= self._begun
+            and isinstance(score, int | float)
+            and abs(score) <= LARGEST
+        )
+
+    async def _take(self, partition: int, results: dict[bytes, dict[str, Any]], labels: dict[bytes, float]) -> None:
+        draws = await self._draws(partition, list(labels))
+        made = [(0, key, results[key]) for key in labels]
+        if self._experiment.kind == "shadow":
+            for number, (name, _) in enumerate(self._experiment.named, 1):
+                beside = await values_of(self._grid, shadow_map(self._job.results, name), partition, labels)
+                theirs = {key: result_of(value) for key, value in beside.items()}
+                made += [
+                    (number, key, result)
+                    for key, result in theirs.items()
+                    # That of another event has other things to be compared with.
+                    if self._counts(result) and result.get("sequence") == results[key].get("sequence")
+                ]
+        else:
+            made = [(VARIANTS.index(result["variant"]), key, result) for _, key, result in made]
+        for variant, key, result in made:
+            draw, decision = draws[key], result.get("decision")
+            if draw >= 0 and variant <= len(self._experiment.challengers):
+                place = self._decisions.index(decision) if decision in self._decisions else -1
+                is_of_step = result["scored_at"] >= self._since
+                self._rows.append(
+                    _Row(key, variant, labels[key], float(result["score"]), place, is_of_step, draw % GROUPS)
+                )
+
+    async def _draws(self, partition: int, keys: list[bytes]) -> dict[bytes, int]:
+        """The numbers of entities; where they are not the keys, of the events, as far as these are still there."""
+        if self._trial.key is None:
+            return dict(zip(keys, self._trial.draws(self._decoder.decode_all([]), keys).tolist(), strict=True))
+        entries = await values_of(self._grid, self._job.events, partition, keys)
+        events, bad = self._decoder.decode_good([payload(value) for value in entries.values()])
+        good = [key for number, key in enumerate(entries) if number not in bad]
+        found = dict(zip(good, self._trial.draws(events, good).tolist(), strict=True))
+        return {key: found.get(key, -1) for key in keys}
+
+    def _of(self, number: int) -> Rows:
+        rows = [row for row in self._rows if row.variant == number]
+        return Rows(
+            np.array([row.label for row in rows]),
+            np.array([row.score for row in rows], np.float32),
+            np.array([row.decision for row in rows], np.int64),
+            np.array([row.group for row in rows], np.int64),
+        )
+
+
+async def look_at_labels(
+    grid: Grid, records: Records, job: Job, members: Members, current: Callable[[], Trial | None]
+) -> None:
+    """Look at the labels of a job's experiment from time to time, until cancelled, and note what they say.
+
+    One worker does. If the record does not change for long, so that the worker is gone or cannot, the next one does;
+    two at once find the same.
+
+    Args:
+        current: What this worker does for the experiment; None if there is none.
+    """
+    mark: tuple[Any, ...] = ()
+    since, told = 0.0, ""
+    while True:
+        await asyncio.sleep(PUBLISH_SECONDS)
+        trial = current()
+        if trial is None or not (experiment := trial.experiment).limits.least_labels:
+            continue
+        outcomes, clock = experiment.outcomes, grid.clock()
+        if mark != (now := (experiment.id, experiment.step, outcomes.number)):
+            mark, since = now, clock
+        pause = max(LOOK_SECONDS, _RARE * outcomes.seconds)
+        if clock - since < pause * (1 + 2 * members.rank(job.name)):
+            continue
+        since = clock
+        try:
+            found = await Look(grid, job, trial).outcomes()
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the job goes on as it does
+            said = str(error) if isinstance(error, GridscoreError) else f"{type(error).__name__}: {error}"
+            if said != told:
+                _log.warning("%s: the labels of the experiment could not be looked at: %s", job.name, said)
+            told, found = said, replace(outcomes, number=outcomes.number + 1, problem=said[:1_000])
+        else:
+            told = ""
+        try:
+            await _note(records, experiment, found)
+        except (HazelcastError, GridscoreError):
+            _log.debug("%s: what labels say could not be noted", job.name, exc_info=True)
+
+
+async def _note(records: Records, experiment: Experiment, found: Outcomes) -> None:
+    """Note what labels say, unless the experiment is another one, or over, or another worker was faster."""
+    for _ in range(3):
+        record: Record | None = await records.get(experiment.job)
+        current = None if record is None else experiment_in(record)
+        if record is None or current is None or current.id != experiment.id or current.state != "running":
+            return
+        if current.outcomes.number >= found.number:
+            return
+        try:
+            await records.replace(record, replace(current, outcomes=found).to_json())
+        except GridscoreError:
+            continue  # it was changed meanwhile
+        return
+
+
+def _milliseconds(text: str) -> float:
+    """Of a moment in RFC 3339; of none, the beginning of time."""
+    return dt.datetime.fromisoformat(text).timestamp() * 1000 if text else 0.0

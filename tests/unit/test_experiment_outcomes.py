@@ -1,0 +1,434 @@
+"""What labels say of an experiment: metrics and intervals, when they end one, and what a look reads from the grid."""
+
+import json
+import math
+
+import msgspec
+import numpy as np
+import pytest
+import xgboost as xgb
+from scipy import stats
+from sklearn import metrics
+from test_bad_records import JOB
+from test_experiments import begun, counts, eventually, experiment, nothing_left, takes_part
+from test_stub_grid import booster
+
+from gridscore.cli import experiment as command
+from gridscore.errors import JobFileError, UsageError
+from gridscore.job import parse_job
+from gridscore.models.experiment import judged
+from gridscore.models.outcomes import Bound, Labelled, Outcome, Outcomes, Rows, _students, outcomes_of
+from gridscore.models.variants import GROUPS
+from gridscore.scoring import outcomes as looks
+from gridscore.scoring.outcomes import Look
+from gridscore.scoring.trial import Trial, key_of
+from gridscore.testing import StubCluster
+
+DECISIONS, COSTS = ("approve", "decline"), {"approve": (0.0, 100.0), "decline": (5.0, 0.0)}
+
+
+def rows(labels, scores, groups=None):
+    scores = np.asarray(scores, np.float32)
+    groups = np.arange(len(scores)) % GROUPS if groups is None else groups
+    return Rows(np.asarray(labels, np.float64), scores, (scores >= 0.7).astype(np.int64), np.asarray(groups))
+
+
+def drawn(random, count, good=1.0):
+    labels = (random.random(count) < 0.3).astype(float)
+    return labels, 1 / (1 + np.exp(-good * (2 * labels - 1) - random.normal(size=count)))
+
+
+def found_of(bound, *variants, least=100, tried=1):
+    found = outcomes_of([bound], variants, least, DECISIONS, COSTS, tried)
+    return found[0] if found else None
+
+
+# ---------------------------------------------------------------------- metrics and intervals
+
+
+def test_each_metric_is_that_of_scikit_learn_and_the_challenger_is_compared_with_the_champion():
+    random = np.random.default_rng(1)
+    both = [drawn(random, 800), drawn(random, 600, good=0.5)]
+
+    def right(labels, scores):
+        scores = scores.astype(np.float32)
+        decided = scores >= np.float32(0.7)
+        return {
+            "auc": metrics.roc_auc_score(labels, scores),
+            "log_loss": metrics.log_loss(labels, scores),
+            "brier": np.mean((scores - labels) ** 2),
+            "accuracy": np.mean((scores >= 0.5) == labels),
+            "precision": metrics.precision_score(labels, decided),
+            "recall": metrics.recall_score(labels, decided),
+            "cost": np.where(decided, np.where(labels, 0, 5), np.where(labels, 100, 0)).mean(),
+        }
+
+    champion, challenger = (right(*each) for each in both)
+    for name, value in challenger.items():
+        decision = "decline" if name in ("precision", "recall") else ""
+        rising = name in ("auc", "accuracy", "precision", "recall")
+        alone = found_of(Bound(name, decision, **{"at_least" if rising else "at_most": 0.5}), *(rows(*e) for e in both))
+        assert (alone.value, alone.champion, alone.problem) == (pytest.approx(value, rel=1e-5), None, "")
+        assert alone.low < alone.value < alone.high
+        beside = found_of(Bound(name, decision, worse_by=0.1), *(rows(*each) for each in both))
+        worse = (champion[name] - value) * (1 if rising else -1)
+        assert (beside.champion, beside.worse) == (
+            pytest.approx(champion[name], rel=1e-5),
+            pytest.approx(worse, rel=1e-4),
+        )
+        assert beside.low < beside.worse < beside.high
+        assert worse > 0  # of that challenger
+
+
+def test_whoever_looks_again_and_again_ends_a_challenger_that_is_no_worse_in_one_of_twenty_at_most():
+    """Labels of 3 alike events an entity come little by little, and all is looked at 20 times."""
+    random, bound = np.random.default_rng(2), Bound("brier", worse_by=0.0)
+    ended = by_one_look = 0
+    for _ in range(60):
+        made = []
+        for _ in range(2):
+            labels, scores = drawn(random, 500)
+            groups = random.integers(0, GROUPS, 500)
+            made.append([np.repeat(each, 3) for each in (labels, scores, groups)])
+        low = lowest = math.inf
+        for count in range(150, 1_501, 150):
+            each = found_of(bound, *(rows(*(column[:count] for column in columns)) for columns in made))
+            low, lowest = each.low, min(lowest, -each.low if each.low > 0 else math.inf)
+            by_one_look += each.worse - 1.96 * (each.worse - each.low) / 3.0 > 0
+        ended += lowest < math.inf
+        assert math.isfinite(low)
+    assert ended <= 3
+    assert by_one_look > ended  # so it is the width that holds, not a lack of chances
+
+
+def test_a_challenger_that_is_worse_is_found_and_entities_count_not_events():
+    random = np.random.default_rng(3)
+    champion, bad = drawn(random, 600, good=2.0), drawn(random, 600, good=0.2)
+    assert found_of(Bound("auc", at_least=0.9), rows(*champion), rows(*bad)).high < 0.9
+    assert found_of(Bound("auc", worse_by=0.05), rows(*champion), rows(*bad)).low > 0.05
+    labels, scores = drawn(random, 60)
+    few = found_of(Bound("brier", at_most=0.1), rows([], []), rows(labels, scores, np.arange(60)), least=50)
+    often = [np.repeat(each, 100) for each in (labels, scores, np.arange(60))]
+    many = found_of(Bound("brier", at_most=0.1), rows([], []), rows(*often), least=5_000)
+    assert (many.low, many.high) == pytest.approx((few.low, few.high), rel=1e-3)
+
+
+def test_intervals_are_wider_the_more_is_tried_and_the_fewer_groups_there_are():
+    made = rows(*drawn(np.random.default_rng(4), 640))
+    bounds = [Bound("brier", at_most=0.1), Bound("auc", at_least=0.9)]
+
+    def width(found):
+        return found.high - found.low
+
+    one = found_of(bounds[0], made, made)
+    assert width(outcomes_of(bounds, [made, made], 100, DECISIONS, COSTS, 1)[0]) > width(one)
+    assert width(found_of(bounds[0], made, made, tried=4)) > width(one)
+    assert "of 4 groups" in found_of(bounds[0], made, made._replace(groups=made.groups % 4)).problem
+
+
+@pytest.mark.parametrize("freedom", [7, 15, 63])
+def test_few_groups_widen_intervals_as_students_distribution_says(freedom):
+    for normal in (1.96, 3.0, 3.6):
+        right = stats.t.ppf(stats.norm.cdf(normal), freedom)
+        assert _students(normal, freedom) == pytest.approx(right, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("bound", "labels", "scores", "groups", "problem"),
+    [
+        (Bound("auc", at_least=0.8), [1] * 200, [0.5] * 200, None, "needs labels that are 0 and 1, and both of them"),
+        (Bound("brier", at_most=0.1), [3] * 200, [0.5] * 200, None, "needs labels that are 0 and 1"),
+        (Bound("log_loss", at_most=0.1), [1] * 200, [7.5] * 200, None, "needs scores that are probabilities"),
+        (Bound("precision", "decline", at_least=0.1), [1] * 200, [0.5] * 200, None, "cannot be said of so few labels"),
+        (
+            Bound("brier", at_most=0.1),
+            [1, 0] * 100,
+            [0.5] * 200,
+            [5] * 200,
+            "all labels are of 1 groups of entities; 8 of",
+        ),
+        (Bound("recall", "decline", at_least=0.1), [1] + [0] * 199, [0.5] * 200, None, "cannot be said"),
+    ],
+)
+def test_what_labels_cannot_say_is_a_problem_and_ends_nothing(bound, labels, scores, groups, problem):
+    found = found_of(bound, rows([], []), rows(labels, scores, groups))
+    assert problem in found.problem
+    assert found.value is None
+    outcomes = Outcomes(number=1, labels={"challenger": Labelled(200, 200)}, found=(found,))
+    now = experiment(limits={"outcomes": [msgspec.to_builtins(bound)], "least_labels": 100}, outcomes=outcomes)
+    assert judged(now, counts((9_000,), (9_000,)), counts(), 600.0, "now") == now  # nor does it go on
+
+
+def test_too_few_labels_say_nothing():
+    made = rows(*drawn(np.random.default_rng(5), 99))
+    assert found_of(Bound("auc", at_least=0.99), made, made) is None
+    more = rows(*drawn(np.random.default_rng(5), 500))
+    assert found_of(Bound("auc", worse_by=0.0), made, more) is None  # the champion has too few
+
+
+# ---------------------------------------------------------------------- what is to be done
+
+
+def outcome(value, low, high, **more):
+    return Outcome("challenger", 0, value=value, low=low, high=high, **more)
+
+
+@pytest.mark.parametrize(
+    ("bound", "found", "of_step", "expected"),
+    [
+        ({"at_least": 0.8}, outcome(0.9, 0.85, 0.95), 100, 1),
+        ({"at_least": 0.8}, outcome(0.9, 0.85, 0.95), 99, 0),
+        ({"at_least": 0.8}, outcome(0.79, 0.70, 0.85), 100, 0),  # perhaps by chance: it neither ends nor goes on
+        ({"at_least": 0.8}, outcome(0.7, 0.6, 0.79), 0, "auc: 0.7 by 250 labels (95 %: 0.6 to 0.79); the bound is"),
+        ({"worse_by": 0.02}, outcome(0.9, -0.01, 0.03, champion=0.91, worse=0.01), 100, 1),
+        ({"worse_by": 0.02}, outcome(0.9, 0.0, 0.06, champion=0.93, worse=0.03), 100, 0),
+        (
+            {"worse_by": 0.02},
+            outcome(0.8, 0.03, 0.2, champion=0.9, worse=0.1),
+            100,
+            "auc: 0.8 by 250 labels, the champion's 0.9: worse by 0.1 (95 %: 0.03 to 0.2); the bound is at most 0.02",
+        ),
+    ],
+)
+def test_a_step_waits_for_labels_and_what_is_not_kept_ends_the_challenger(bound, found, of_step, expected):
+    outcomes = Outcomes(number=3, labels={"challenger": Labelled(250, of_step)}, found=(found,))
+    limits = {"least": 100, "outcomes": [{"name": "auc", **bound}], "least_labels": 100}
+    before = experiment(limits=limits, outcomes=outcomes)
+    after = judged(before, counts((1_000,), (200,)), counts(), 60.0, "now")
+    if isinstance(expected, str):
+        assert after.state == "ended"
+        assert after.why.startswith(expected)
+        assert not after.challengers[0].told
+    else:
+        assert (after.step, after.state) == (expected, "running")
+        if expected:  # labels of the step before say nothing of this one
+            assert judged(after, counts((9_000,), (9_000,)), counts(), 60.0, "later") == after
+
+
+def test_of_several_only_the_challenger_that_does_not_keep_its_bound_ends():
+    found = (
+        Outcome("challenger", 0, value=0.9, low=0.85, high=0.95),
+        Outcome("challenger-2", 0, value=0.6, low=0.5, high=0.7),
+    )
+    before = experiment(
+        kind="split",
+        steps=[30],
+        every=0,
+        challengers=[{"version": 2}, {"version": 3}],
+        limits={"outcomes": [{"name": "auc", "at_least": 0.8}], "least_labels": 100},
+        outcomes=Outcomes(labels={name: Labelled(200, 200) for name in ("challenger", "challenger-2")}, found=found),
+    )
+    after = judged(before, counts(), counts(), 1.0, "now")
+    assert [each.state for each in after.challengers] == ["running", "ended"]
+    assert (after.state, after.since) == ("running", before.since)
+    assert after.why.startswith("challenger-2 v3: auc: 0.6 by 200 labels")
+
+
+# ---------------------------------------------------------------------- what a look reads
+
+LABELLED = JOB + "labels: {map: labels.payments, positive: [fraud], cost: {}}\n"
+
+
+async def put(grid, name, entries):
+    from hazelcast.core import HazelcastJsonValue
+
+    proxy = await grid.map(name)
+    for key, value in entries.items():
+        await proxy.set(key, HazelcastJsonValue(json.dumps(value)))
+
+
+def result(n, variant, at=2_000, **more):
+    return {"score": n / 100, "sequence": n, "epoch": 1, "variant": variant, "version": 1, "scored_at": at, **more}
+
+
+async def looked(stub, job, **changes):
+    client = await stub.client()
+    tried = experiment(**{"begun": "1970-01-01T00:00:01Z", "since": "1970-01-01T00:00:03Z", **changes})
+    key = key_of(job, tried.key, {}) if tried.key else None
+    return await Look(client.grid, job, Trial(tried, key=key)).outcomes()
+
+
+LIMITS = {"outcomes": [{"name": "brier", "at_most": 0.9}], "least_labels": 5}
+
+
+async def test_a_label_that_comes_late_twice_or_corrected_counts_once_and_others_do_not_count():
+    job = parse_job(LABELLED, "test")
+    async with StubCluster(partitions=5) as stub:
+        grid = (await stub.client()).grid
+        theirs = {f"c{n}": result(n, "challenger", 2_000 + 2_000 * (n % 2)) for n in range(20)}
+        others = {f"o{n}": result(n, "champion") for n in range(30)}
+        before = {f"b{n}": result(n, "challenger", 500) for n in range(9)}  # of an experiment before
+        alone = {f"a{n}": {**result(n, ""), "variant": None} for n in range(9)}
+        strange = {"s1": result(1, "challenger-4"), "s2": result(1, "x"), "s3": {"score": "?", "variant": "champion"}}
+        await put(grid, "results.payments", theirs | others | before | alone | strange)
+        first = await looked(stub, job, limits=LIMITS)
+        assert (first.labels["challenger"], first.found) == (Labelled(0, 0), ())
+
+        await put(grid, "labels.payments", {key: {"label": "fraud"} for key in theirs | before | alone | strange})
+        await put(
+            grid, "labels.payments", {"c0": {"label": "fraud"}, "c1": {"label": "good"}, "gone": {"label": "good"}}
+        )
+        await put(grid, "labels.payments", {f"o{n}": {"label": "good"} for n in range(7)})
+        for number in (1, 2):
+            found = await looked(stub, job, limits=LIMITS, outcomes=Outcomes(number=number))
+            assert (found.number, found.labels) == (
+                number + 1,
+                {"champion": Labelled(7, 0), "challenger": Labelled(20, 10)},
+            )
+            right = np.mean([(n / 100 - (n != 1)) ** 2 for n in range(20)])
+            assert found.found[0].value == pytest.approx(right, rel=1e-5)
+
+
+async def test_of_very_many_labels_a_part_is_read_and_all_are_counted_as_they_may_be(monkeypatch):
+    monkeypatch.setattr(looks, "MOST_ROWS", 100)
+    job = parse_job(LABELLED, "test")
+    async with StubCluster(partitions=5) as stub:
+        grid = (await stub.client()).grid
+        await put(grid, "results.payments", {f"c{n}": result(n % 100, "challenger") for n in range(1_000)})
+        await put(grid, "labels.payments", {f"c{n}": {"label": "fraud"} for n in range(1_000)})
+        look = Look(grid, job, Trial(experiment(limits=LIMITS, begun="1970-01-01T00:00:01Z", since="")))
+        found = await look.outcomes()
+        assert len(look._rows) <= 100
+        assert 600 < found.labels["challenger"].all < 1_500
+        right = np.mean([(n / 100 - 1) ** 2 for n in range(100)])
+        assert found.found[0].value == pytest.approx(right, abs=0.1)
+
+
+async def test_a_shadow_is_compared_with_what_the_champion_gave_the_same_event():
+    job = parse_job(LABELLED, "test")
+    async with StubCluster(partitions=5) as stub:
+        grid = (await stub.client()).grid
+        await put(grid, "results.payments", {f"k{n}": result(n, "champion") for n in range(40)})
+        beside = {f"k{n}": {**result(n, "challenger"), "score": 0.5} for n in range(30)}
+        beside["k0"]["sequence"] = 77  # of another event
+        await put(grid, "shadow.results.payments", beside)
+        await put(grid, "labels.payments", {f"k{n}": {"label": "good"} for n in range(35)})
+        bound = {"outcomes": [{"name": "brier", "worse_by": 0.9}], "least_labels": 5}
+        found = await looked(stub, job, kind="shadow", steps=[], every=0, limits=bound)
+        assert [found.labels[each].all for each in ("champion", "challenger")] == [35, 29]
+        assert found.found[0].value == pytest.approx(0.25)
+        assert found.found[0].champion == pytest.approx(np.mean([(n / 100) ** 2 for n in range(35)]), rel=1e-5)
+
+
+async def test_entities_by_an_expression_are_those_of_the_events():
+    job = parse_job(LABELLED.replace("schema: {", "schema: {customer: string?, "), "test")
+    async with StubCluster(partitions=5) as stub:
+        grid = (await stub.client()).grid
+        await put(grid, "results.payments", {f"k{n}": result(n, "challenger") for n in range(40)})
+        events = {f"k{n}": {"amount": 5, "customer": f"c{n % 7}"} for n in range(30)}
+        events["k5"] = {"amount": 5}  # nobody's
+        await put(grid, "events.payments", {**events, "k6": {"amount": "broken"}})
+        await put(grid, "labels.payments", {f"k{n}": {"label": "good"} for n in range(40)})
+        tried = experiment(key="customer", limits=LIMITS, begun="1970-01-01T00:00:01Z", since="")
+        look = Look(grid, job, Trial(tried, key=key_of(job, "customer", {})))
+        found = await look.outcomes()
+        assert found.labels["challenger"].all == 28
+        draws = tried.draws([f"c{n}".encode() for n in range(7)])
+        assert {row.group for row in look._rows} == set((draws % GROUPS).tolist())
+
+
+async def test_labels_with_keys_of_their_own_and_invalid_ones():
+    text = JOB + "labels: {map: labels.payments, key: amount}\nresult: {include: [amount]}\n"
+    job = parse_job(text, "test")
+    async with StubCluster(partitions=5) as stub:
+        grid = (await stub.client()).grid
+        await put(grid, "results.payments", {f"k{n}": result(n, "challenger", amount=float(n)) for n in range(40)})
+        await put(grid, "labels.payments", {f"{float(n)}": {"label": 1 if n else "?"} for n in range(20)})
+        found = await looked(stub, job, limits=LIMITS)
+        assert (found.labels["challenger"].all, found.invalid) == (19, 1)
+
+
+# ---------------------------------------------------------------------- on a cluster
+
+
+def upside_down():
+    given = np.linspace(0, 2, 400, dtype=np.float32).reshape(-1, 1)
+    right = booster(6).inplace_predict(given, validate_features=False) > 0.5
+    matrix = xgb.DMatrix(given, (~right).astype(int), feature_names=["share"])
+    return xgb.train({"objective": "binary:logistic", "nthread": 1}, matrix, 9)
+
+
+async def test_a_canary_that_labels_show_to_be_worse_ends_by_itself_and_everybody_is_told(monkeypatch):
+    monkeypatch.setattr(looks, "LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(looks, "_RARE", 1)
+    async with StubCluster(partitions=5) as stub:
+        client = await begun(stub, rounds=(6,))
+        await client.cancel("payments")
+        text = JOB + "labels: {map: labels.payments}\nexperiment: {steps: [50, 100], every: 60s, max_psi: 50}\n"
+        await client.submit(parse_job(text, "test"))
+        await client.push_model(upside_down(), "payments")
+        async with stub.worker("first"), stub.worker("second"):
+            bound = {"name": "log_loss", "worse_by": 0.05}
+            found = await client.start_experiment("payments", 2, outcomes=[bound], least_labels=50, why="a drill")
+            assert (found.steps, found.every, found.limits.psi) == ((50.0, 100.0), 60.0, 50.0)
+            await takes_part(client, found)
+            events = {f"e{n}": {"amount": n % 200} for n in range(600)}
+            await client.put_events("events.payments", events)
+            made = await stub.results("results.payments", 600)
+            assert {each["variant"] for each in made.values()} == {"champion", "challenger"}
+            given = np.array([[event["amount"] / 100] for event in events.values()], np.float32)
+            truth = booster(6).inplace_predict(given, validate_features=False) > 0.5
+            await put(
+                client.grid, "labels.payments", {k: {"label": bool(t)} for k, t in zip(events, truth, strict=True)}
+            )
+            ended = await eventually(lambda: is_told(client))
+            assert "the bound is at most 0.05 worse than the champion's" in ended.why
+            shown = (await client.experiment("payments")).to_json()
+            assert (shown["variants"][1]["state"], shown["outcomes"][0]["metric"]) == ("ended", "log_loss")
+            assert shown["variants"][1]["labels"] > 200
+            log = [each for each in await client.models.log("payments") if each.action == "experiment end"]
+            assert [(each.version, each.why) for each in log] == [(2, ended.why)]
+            alerts = await stub.results("alerts.payments", 1)
+            (key, alert), *_ = alerts.items()
+            assert key == f"payments/payments v2/experiment/{found.id}"
+            assert (alert["state"], alert["measure"], alert["why"]) == ("started", "experiment", ended.why)
+
+            async def is_over():
+                await client.put_events("events.payments", {"late": {"amount": 5}})
+                return "variant" not in (await stub.results("results.payments", 601))["late"]
+
+            await eventually(is_over)
+            await client.stop_experiment("payments")
+            assert (await stub.results("alerts.payments", 1))[key]["state"] == "ended"
+            assert await nothing_left(client)
+
+
+async def is_told(client):
+    each = (await client.experiment("payments")).experiment.challengers[0]
+    return each if each.state == "ended" and each.told else None
+
+
+# ---------------------------------------------------------------------- words
+
+
+def test_the_job_file_and_the_command_say_it_in_the_same_words():
+    text = "experiment: {split: 20, outcomes: [{name: auc, at_least: 0.8}, {name: log_loss, worse_by: 0.02}]}\n"
+    job = parse_job(LABELLED + text, "test")
+    said = [command._bound("auc,at_least=0.8"), command._bound("log_loss, worse_by = 0.02")]
+    assert said == [each.model_dump(exclude_none=True) for each in job.experiment.outcomes]
+    assert job.experiment.labels_needed == 200
+    with pytest.raises(UsageError, match="`at_least=x` is not a bound"):
+        command._bound("auc,at_least=x")
+
+
+@pytest.mark.parametrize(
+    ("lines", "match"),
+    [
+        ("steps: [5, 5]", "the steps do not ascend"),
+        ("split: 5, shadow: true", "give one of them"),
+        ("every: 5m, split: 5", "`every` is for a canary"),
+        ("outcomes: [{name: auc, at_most: 0.5}]", "`auc` takes `at_least` or `worse_by`"),
+        ("outcomes: [{name: auc}]", "one of them only"),
+        ("outcomes: [{name: recall, at_least: 0.5}]", "`recall` is that of a `decision`"),
+        ("outcomes: [{name: auc, at_least: 0.5, decision: x}]", "`auc` is not that of a `decision`"),
+        ("outcomes: [{name: recall, at_least: 0.5, decision: x}]", "which is not one of the `decisions`"),
+        ("outcomes: [{name: cost, at_most: 5}]", "say nothing of `cost`"),
+        ("outcomes: [{name: auc, atleast: 5}]", "did you mean `at_least`"),
+        ("step: [5]", "did you mean `steps`"),
+    ],
+)
+def test_a_job_file_that_asks_for_what_cannot_be_is_refused(lines, match):
+    with pytest.raises(JobFileError, match=match):
+        parse_job(f"{LABELLED.replace(', cost: {}', '')}experiment: {{{lines}}}\n", "test")
+    with pytest.raises(JobFileError, match="needs `labels`"):
+        parse_job(f"{JOB}experiment: {{outcomes: [{{name: auc, at_least: 0.5}}]}}\n", "test")
