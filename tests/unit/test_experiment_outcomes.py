@@ -1,7 +1,6 @@
 """What labels say of an experiment: metrics and intervals, when they end one, and what a look reads from the grid."""
 
 import json
-import math
 
 import msgspec
 import numpy as np
@@ -16,6 +15,7 @@ from test_stub_grid import booster
 from gridscore.cli import experiment as command
 from gridscore.errors import JobFileError, UsageError
 from gridscore.job import parse_job
+from gridscore.models import outcomes
 from gridscore.models.experiment import judged
 from gridscore.models.outcomes import Bound, Labelled, Outcome, Outcomes, Rows, _students, outcomes_of
 from gridscore.models.variants import GROUPS
@@ -80,25 +80,26 @@ def test_each_metric_is_that_of_scikit_learn_and_the_challenger_is_compared_with
         assert worse > 0  # of that challenger
 
 
-def test_whoever_looks_again_and_again_ends_a_challenger_that_is_no_worse_in_one_of_twenty_at_most():
-    """Labels of 3 alike events an entity come little by little, and all is looked at 20 times."""
+def test_whoever_looks_again_and_again_ends_a_challenger_that_is_no_worse_in_one_of_twenty_at_most(monkeypatch):
+    """Labels of 3 alike events an entity come little by little, and all is looked at 25 times."""
     random, bound = np.random.default_rng(2), Bound("brier", worse_by=0.0)
-    ended = by_one_look = 0
-    for _ in range(60):
-        made = []
-        for _ in range(2):
-            labels, scores = drawn(random, 500)
-            groups = random.integers(0, GROUPS, 500)
-            made.append([np.repeat(each, 3) for each in (labels, scores, groups)])
-        low = lowest = math.inf
-        for count in range(150, 1_501, 150):
-            each = found_of(bound, *(rows(*(column[:count] for column in columns)) for columns in made))
-            low, lowest = each.low, min(lowest, -each.low if each.low > 0 else math.inf)
-            by_one_look += each.worse - 1.96 * (each.worse - each.low) / 3.0 > 0
-        ended += lowest < math.inf
-        assert math.isfinite(low)
-    assert ended <= 3
-    assert by_one_look > ended  # so it is the width that holds, not a lack of chances
+    columns = []
+    for _ in range(50):
+        pairs = [(*drawn(random, 600), random.integers(0, GROUPS, 600)) for _ in range(2)]
+        columns.append([[np.repeat(each, 3) for each in pair] for pair in pairs])
+
+    def ended():
+        counts_ = [int(60 * 1.15**look) for look in range(25)]
+        return sum(
+            any(
+                found_of(bound, *(rows(*(each[:n] for each in one)) for one in both), least=60).low > 0 for n in counts_
+            )
+            for both in columns
+        )
+
+    assert ended() <= 2
+    monkeypatch.setattr(outcomes, "_width", lambda *_: 1.96)
+    assert ended() > 4  # as those do who take the interval of one look
 
 
 def test_a_challenger_that_is_worse_is_found_and_entities_count_not_events():
@@ -154,8 +155,8 @@ def test_what_labels_cannot_say_is_a_problem_and_ends_nothing(bound, labels, sco
     found = found_of(bound, rows([], []), rows(labels, scores, groups))
     assert problem in found.problem
     assert found.value is None
-    outcomes = Outcomes(number=1, labels={"challenger": Labelled(200, 200)}, found=(found,))
-    now = experiment(limits={"outcomes": [msgspec.to_builtins(bound)], "least_labels": 100}, outcomes=outcomes)
+    known = Outcomes(number=1, labels={"challenger": Labelled(200, 200)}, found=(found,))
+    now = experiment(limits={"outcomes": [msgspec.to_builtins(bound)], "least_labels": 100}, outcomes=known)
     assert judged(now, counts((9_000,), (9_000,)), counts(), 600.0, "now") == now  # nor does it go on
 
 
@@ -191,9 +192,9 @@ def outcome(value, low, high, **more):
     ],
 )
 def test_a_step_waits_for_labels_and_what_is_not_kept_ends_the_challenger(bound, found, of_step, expected):
-    outcomes = Outcomes(number=3, labels={"challenger": Labelled(250, of_step)}, found=(found,))
+    known = Outcomes(number=3, labels={"challenger": Labelled(250, of_step)}, found=(found,))
     limits = {"least": 100, "outcomes": [{"name": "auc", **bound}], "least_labels": 100}
-    before = experiment(limits=limits, outcomes=outcomes)
+    before = experiment(limits=limits, outcomes=known)
     after = judged(before, counts((1_000,), (200,)), counts(), 60.0, "now")
     if isinstance(expected, str):
         assert after.state == "ended"

@@ -26,30 +26,23 @@ if TYPE_CHECKING:
     from gridscore.models.metrics import Measure
 
 Metric = Literal["auc", "accuracy", "precision", "recall", "log_loss", "brier", "cost", "rmse", "mae"]
-RISING = frozenset(("auc", "accuracy", "precision", "recall"))
-"""Metrics that are the better the higher they are."""
+RISING = frozenset(("auc", "accuracy", "precision", "recall"))  # the better the higher they are
 
 _LEAST_GROUPS = 8
-_ALPHA, _NARROWEST = 0.05, 8.0
-"""`_NARROWEST`: where the sequence of `_ALPHA` is narrowest, in units of its variance."""
+_ALPHA, _NARROWEST = 0.05, 8.0  # where a sequence of this confidence is narrowest, in units of its variance
 
 Number = Annotated[float, Meta(ge=-1e38, le=1e38)]
 _Text = Annotated[str, Meta(max_length=1_000)]
 
 
 class Bound(Struct, frozen=True, omit_defaults=True):
-    """How good a metric of a challenger must be.
-
-    Attributes:
-        decision: Of `precision` and `recall`: of which decision.
-        worse_by: How much worse than the champion's it may be.
-    """
+    """How good a metric of a challenger must be."""
 
     name: Metric
-    decision: Annotated[str, Meta(max_length=200)] = ""
+    decision: Annotated[str, Meta(max_length=200)] = ""  # of `precision` and `recall`: of which decision
     at_least: Number | None = None
     at_most: Number | None = None
-    worse_by: Number | None = None
+    worse_by: Number | None = None  # how much worse than the champion's it may be
 
     def __post_init__(self) -> None:
         if (self.at_least, self.at_most, self.worse_by).count(None) != 2:
@@ -74,24 +67,16 @@ class Bound(Struct, frozen=True, omit_defaults=True):
 
 
 class Outcome(Struct, frozen=True, omit_defaults=True):
-    """What labels say of a challenger and a bound.
-
-    Attributes:
-        bound: Which of the experiment's.
-        value: The metric; of `champion`, the champion's.
-        worse: How much worse it is than the champion's, if that is bounded.
-        low: The lower end of the interval of what is bounded.
-        problem: Why it cannot be said.
-    """
+    """What labels say of a challenger and a bound."""
 
     variant: Variant
-    bound: Annotated[int, Meta(ge=0, lt=10)]
-    value: Number | None = None
+    bound: Annotated[int, Meta(ge=0, lt=10)]  # which of the experiment's
+    value: Number | None = None  # the metric; of `champion`, the champion's
     champion: Number | None = None
-    worse: Number | None = None
-    low: Number | None = None
+    worse: Number | None = None  # how much worse it is than the champion's, if that is bounded
+    low: Number | None = None  # the lower end of the interval of what is bounded
     high: Number | None = None
-    problem: _Text = ""
+    problem: _Text = ""  # why it cannot be said
 
 
 class Labelled(Struct, frozen=True, omit_defaults=True):
@@ -102,23 +87,15 @@ class Labelled(Struct, frozen=True, omit_defaults=True):
 
 
 class Outcomes(Struct, frozen=True, omit_defaults=True):
-    """What a look at the labels of an experiment has found.
+    """What a look at the labels of an experiment has found."""
 
-    Attributes:
-        number: How many looks there were.
-        step: At which the experiment was then.
-        seconds: How long it took: the next one waits many times as long.
-        invalid: Labels that cannot be used.
-        problem: Why nothing could be looked at.
-    """
-
-    number: Count = 0
-    step: Count = 0
-    seconds: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    number: Count = 0  # how many looks there were
+    step: Count = 0  # at which the experiment was then
+    seconds: Annotated[float, Meta(ge=0, le=1e9)] = 0.0  # how long it took: the next one waits many times as long
     labels: dict[Variant, Labelled] = {}
     found: Annotated[tuple[Outcome, ...], Meta(max_length=40)] = ()
-    invalid: Count = 0
-    problem: _Text = ""
+    invalid: Count = 0  # labels that cannot be used
+    problem: _Text = ""  # why nothing could be looked at
 
     def labelled(self, variant: Variant) -> Labelled:
         """How many labels of a variant there are."""
@@ -126,17 +103,12 @@ class Outcomes(Struct, frozen=True, omit_defaults=True):
 
 
 class Rows(NamedTuple):
-    """The labelled results of a variant, a value each.
-
-    Attributes:
-        decisions: The number of each one's decision; -1: none.
-        groups: That of its entity.
-    """
+    """The labelled results of a variant, a value each."""
 
     labels: NDArray[np.float64]
     scores: NDArray[np.float32]
-    decisions: NDArray[np.int64]
-    groups: NDArray[np.int64]
+    decisions: NDArray[np.int64]  # the number of each one's decision; -1: none
+    groups: NDArray[np.int64]  # that of its entity
 
 
 def outcomes_of(
@@ -149,9 +121,8 @@ def outcomes_of(
 ) -> list[Outcome]:
     """What labels say of each bound of each challenger that has rows. Takes a while: not for the event loop.
 
-    Args:
-        rows: Of the champion, and of each challenger.
-        tried: How many challengers there are: the more, the wider all intervals are.
+    `rows`: of the champion, and of each challenger; `tried`: how many challengers there are: the more, the wider all
+    intervals are.
     """
     found = []
     alpha = _ALPHA / max(1, len(bounds) * tried)

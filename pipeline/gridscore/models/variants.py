@@ -26,12 +26,8 @@ if TYPE_CHECKING:
 COUNTS_MAP = "gridscore.experiment-counts"
 
 Variant = Literal["champion", "challenger", "challenger-2", "challenger-3", "challenger-4"]
-VARIANTS: tuple[Variant, ...] = get_args(Variant)
-"""What results call who made them."""
-
-GROUPS = 64
-"""Groups of entities by which chance is judged: the events of one entity are alike, and all in one group."""
-
+VARIANTS: tuple[Variant, ...] = get_args(Variant)  # what results call who made them
+GROUPS = 64  # groups of entities by which chance is judged: the events of one entity are alike, and all in one group
 _BIN_BITS = 18  # of a float32 that a bin does not tell apart: a thirty-second of the number at most
 _BINS, _HALF = 1 << (32 - _BIN_BITS), 1 << (31 - _BIN_BITS)
 _DRAWN = 10_000
@@ -42,25 +38,18 @@ _NONE = (0,) * GROUPS
 
 
 class Counted(msgspec.Struct, frozen=True, kw_only=True):
-    """What was counted of a variant.
+    """What was counted of a variant."""
 
-    Attributes:
-        errors: Events that it gave no score.
-        ns: CPU nanoseconds of its predictions.
-        groups: Events that it scored, by group of entities; sums of their scores, and who was chosen, likewise.
-        bins: How many scores lay where, see `Tally`.
-        behind: Its events that the champion scored, because a worker has not loaded it.
-        error: Why a worker does not use it; empty if it does.
-    """
-
-    errors: Count = 0
-    ns: Count = 0
+    errors: Count = 0  # events that it gave no score
+    ns: Count = 0  # CPU nanoseconds of its predictions
+    # Events that it scored, by group of entities; sums of their scores, and who was chosen, likewise.
     groups: Counts64 = _NONE
     sums: Annotated[tuple[Sum, ...], Meta(min_length=GROUPS, max_length=GROUPS)] = (0.0,) * GROUPS
     chosen: Annotated[dict[Annotated[str, Meta(max_length=200)], Counts64], Meta(max_length=1_000)] = {}
+    # How many scores lay where, see `Tally`.
     bins: Annotated[dict[Annotated[int, Meta(ge=0, lt=_BINS)], Count], Meta(max_length=_BINS)] = {}
-    behind: Count = 0
-    error: Annotated[str, Meta(max_length=1_000)] = ""
+    behind: Count = 0  # its events that the champion scored, because a worker has not loaded it
+    error: Annotated[str, Meta(max_length=1_000)] = ""  # why a worker does not use it; empty if it does
 
     @property
     def events(self) -> int:
@@ -89,17 +78,12 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker, or all of them, counted of an experiment.
-
-    Attributes:
-        nobodys: Events without an entity, which the champion scores.
-        unseen: Events that a shadow has not scored, because its results are not acknowledged fast enough.
-    """
+    """What a worker, or all of them, counted of an experiment."""
 
     id: Annotated[str, Meta(max_length=40)]
     variants: dict[Variant, Counted] = {}
-    nobodys: Count = 0
-    unseen: Count = 0
+    nobodys: Count = 0  # events without an entity, which the champion scores
+    unseen: Count = 0  # events that a shadow has not scored, because its results are not acknowledged fast enough
 
     def of(self, variant: Variant) -> Counted:
         """What was counted of a variant."""
@@ -116,7 +100,6 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """For the grid."""
         return dict(msgspec.to_builtins(self, str_keys=True))
 
     @classmethod
@@ -159,11 +142,8 @@ class Tally:
     ) -> None:
         """Count events.
 
-        Args:
-            draws: The numbers of their entities.
-            scores: Finite; of several a row, the highest counts.
-            names: Of decisions or classes; empty if there are none.
-            choices: Which of these each event got.
+        `draws`: the numbers of their entities; `scores`: finite; of several a row, the highest counts; `names`: of
+        decisions or classes; empty if there are none; `choices`: which of these each event got.
         """
         values = np.ascontiguousarray(scores if scores.ndim == 1 else scores.max(axis=1), np.float32)
         groups = draws % GROUPS
@@ -198,23 +178,15 @@ def shift_of(counts: Counts, variant: Variant, least: int = 1) -> float | None:
 
 
 class Compared(NamedTuple):
-    """A figure of a challenger and the champion, and whether they differ by more than chance.
+    """A figure of a challenger and the champion, and whether they differ by more than chance."""
 
-    Attributes:
-        variant: The challenger.
-        what: `score` for its mean, or the decision or class of which this is the share.
-        less: The difference, challenger minus champion, at least; all of a report hold with a confidence of 95 %.
-        most: And at most.
-        p: How likely so large a difference is if there is none, adjusted for all that are compared.
-    """
-
-    variant: Variant
-    what: str
+    variant: Variant  # the challenger
+    what: str  # `score` for its mean, or the decision or class of which this is the share
     champion: float
     challenger: float
-    less: float
-    most: float
-    p: float
+    less: float  # the difference, challenger minus champion, at least; all of a report hold with a confidence of 95 %
+    most: float  # and at most
+    p: float  # how likely so large a difference is if there is none, adjusted for all that are compared
 
 
 def compared(counts: Counts, *, paired: bool) -> list[Compared]:
@@ -225,8 +197,7 @@ def compared(counts: Counts, *, paired: bool) -> list[Compared]:
     two-proportion z test. The more is compared, the more differs by chance: intervals are those of Bonferroni, p values
     those of Holm.
 
-    Args:
-        paired: Whether all scored the same events.
+    `paired`: whether all scored the same events.
     """
     first, found = counts.of("champion"), []
     for variant in VARIANTS[1:]:

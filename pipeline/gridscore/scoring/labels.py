@@ -18,27 +18,18 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.job.monitoring import Labels
 
-MOST_ROWS = 5_000_000
-"""Results, and labels with keys of their own, that a report takes: 40 bytes each."""
-
+MOST_ROWS = 5_000_000  # results, and labels with keys of their own, that a report takes: 40 bytes each
 PAGE = 1_000
-LARGEST = 3.4e38
-"""A float32."""
+LARGEST = 3.4e38  # a float32
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class KnownLabels:
-    """The labels of a job, and what is wrong with some.
-
-    Args:
-        most: How many with keys of their own are taken.
-    """
+    """The labels of a job, and what is wrong with some; `most`: how many with keys of their own are taken."""
 
     def __init__(self, grid: Grid, labels: Labels, most: int = MOST_ROWS) -> None:
-        self._grid = grid
-        self._labels = labels
-        self._most = most
+        self._grid, self._labels, self._most = grid, labels, most
         self._by_key: dict[str, bytes] = {}
         self.matched = self.invalid = 0
         self.example = ""
@@ -79,8 +70,7 @@ class KnownLabels:
 def label_of(text: bytes, labels: Labels) -> float:
     """The number that an entry of a map of labels stands for; NaN if it has none yet.
 
-    Raises:
-        ValueError: It is not a number, and `positive` does not say what counts as 1.
+    Raises ValueError if it is not a number, and `positive` does not say what counts as 1.
     """
     try:
         value = msgspec.json.decode(text)

@@ -38,13 +38,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 30.0
-"""Between two looks at the labels of an experiment, at least: and `_RARE` times as long as a look takes."""
-
-MOST_ROWS = 200_000
-"""Labelled results that a look keeps, 100 bytes each; of more, those with every second, fourth, … key."""
-
-_RARE = 50
+LOOK_SECONDS = 30.0  # between two looks at the labels of an experiment, at least
+_RARE = 50  # times as long as a look takes, the next one waits
+MOST_ROWS = 200_000  # labelled results that a look keeps; of more, those with every second, fourth, … key
 _MOST_LABELS = 500_000
 _PAGE = 200  # so that no event waits long for one
 
@@ -77,9 +73,7 @@ class Look:
     async def outcomes(self) -> Outcomes:
         """What labels say.
 
-        Raises:
-            HazelcastError: The grid did not answer.
-            GridscoreError: It cannot be said.
+        Raises HazelcastError if the grid did not answer, GridscoreError if it cannot be said.
         """
         began, before, experiment = self._grid.clock(), self._experiment.outcomes, self._experiment
         await self._labels.read()
@@ -186,8 +180,7 @@ async def look_at_labels(
     One worker does. If the record does not change for long, so that the worker is gone or cannot, the next one does;
     two at once find the same.
 
-    Args:
-        current: What this worker does for the experiment; None if there is none.
+    `current`: gives what this worker does for the experiment; None if there is none.
     """
     mark: tuple[Any, ...] = ()
     since, told = 0.0, ""
