@@ -55,6 +55,7 @@ async def server_of(grid, **settings):
 async def page(browser):
     """A page that must not fail, ask, or meet its own policy."""
     page, problems = await browser.new_page(viewport={"width": 1100, "height": 860}), []
+    page.set_default_timeout(120_000)  # on a busy machine
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("dialog", lambda dialog: problems.append(dialog.message))
 
@@ -118,11 +119,11 @@ async def test_somebody_new_finds_who_is_slow_and_which_model_decided_and_why(cl
             await page.click(f"a:text-is('{name}')")
             # Without a reload: the page looks again by itself.
             row = page.locator("tr", has_text=slow.id)
-            await row.locator("td.problem").wait_for(timeout=60_000)
+            await row.locator("td.problem").wait_for()
             remark = await row.locator("td.problem").text_content()
             assert "behind" in remark or "slow" in remark
             assert await page.locator("tr", has_text=worker.id).locator("td.problem").count() == 0
-            await page.wait_for_selector("p.note:has-text('Lag grows because')", timeout=60_000)
+            await page.wait_for_selector("p.note:has-text('Lag grows because')")
             assert await page.locator("polyline").count() == 4
             await accessible(page)
             await shot(page, "job")
