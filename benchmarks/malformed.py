@@ -124,7 +124,10 @@ async def _round(grid: Grid, folder: Path, good: int, bad: int, letters: int) ->
         crew.close()
     await Jobs(grid).cancel(name)
     if there != good or counted != bad:
-        raise GridscoreError(f"{there:,} results of {good:,} good events, {counted:,} of {bad:,} others counted.")
+        raise GridscoreError(
+            f"{there:,} results of {good:,} good events; {kept:,} dead letters and {counted - kept:,} counted "
+            f"without, of {bad:,} others. {status.totals}"
+        )
     for map_name in (job.events, job.results, map_of(name)):
         await (await grid.map(map_name)).destroy()
     return {"good_per_s": round(rate), "results": there, "dead_letters": kept, "only_counted": counted - kept}
