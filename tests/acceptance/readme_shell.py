@@ -64,7 +64,7 @@ class Shell:
         process = self.running.pop(name)
         process.send_signal(number)
         try:
-            return process.wait(timeout=30)
+            return process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -74,7 +74,7 @@ class Shell:
         return (self.folder / f"{name}.log").read_text()
 
     def until(self, condition, name):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not condition():
             assert self.running[name].poll() is None, self.log(name)
             assert time.monotonic() < deadline, self.log(name)
