@@ -55,6 +55,7 @@ features: {amount: amount, limit: customer.limit, share: amount / customer.limit
 model: page
 results: results.page
 decisions: [{decision: decline, at_least: 0.9}, {decision: approve}]
+labels: {map: labels.page}
 """
 """What the pages' pieces of job files are pieces of."""
 
