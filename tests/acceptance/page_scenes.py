@@ -239,7 +239,7 @@ assert (await asked("v1,bm8=")).status_code == 401
             cp clicks.jsonl history
             cp lookups/customer.csv customers.csv
             touch access.log
-            gridscore source logfile --path access.log --format combined --to events.requests --name access-log
+            gridscore source logfile --path access.log --to events.requests --name access-log --until-end
         """,
         here={
             "/var/log/nginx/access.log*": "access.log*",
@@ -251,6 +251,7 @@ assert (await asked("v1,bm8=")).status_code == 401
             "postgresql://app:${DB_PASSWORD}@db/shop": lambda follower: follower.postgres(),
             '"amount": 12.5': '"amount": 12.5, "customer": "ann"',
             "&after=1041": "",
+            "--replay-speed 60": "--replay-speed 6000",
         },
         before={
             "Script": """

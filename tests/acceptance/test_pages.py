@@ -16,15 +16,15 @@ from gridscore.grid.member import Cluster
 from gridscore.testing.postgres import PostgresServer
 
 ENDLESS = re.compile(
-    r"\bgridscore (up|worker|serve|(source|sink) (?!list|forget)|watch(?!.*--limit)|job preview(?!.*--input)"
-    r"|autoscale(?!.*--explain)|backup.*--every)|curl -N"
+    r"\bgridscore (up|worker|serve|(source|sink) (?!list|forget|.*--until-end)|watch(?!.*--limit)"
+    r"|job preview(?!.*--input)|autoscale(?!.*--explain)|backup.*--every)|curl -N"
 )
 """Commands that go on until they are told to end: they must say something, and end well when told."""
 
 MORE = "gridscore load job.yaml --events history.csv --key id"
 """Gives results to those who wait for some."""
 
-PARSED_ONLY = {"models", "operations", "proof", "serving", "sources", "testing"}
+PARSED_ONLY = {"models", "operations", "proof", "serving", "sources"}
 """Pages whose scenes are not whole yet: their blocks are parsed by `unit/test_blocks.py`, and not run."""
 
 FINDINGS = {"status": (0, 10), "doctor": (0, 1)}
