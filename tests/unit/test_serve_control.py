@@ -84,7 +84,8 @@ async def test_jobs_are_submitted_moved_and_wiped():
             assert (await call("GET", "jobs/plain"))["state"] == "SUSPENDED"
             assert (await call("POST", "jobs/plain/resume"))["changed"] is True
             await call("POST", "jobs/plain/restart", {"begin": "oldest"})
-            await call("POST", "jobs/plain/restart", {"begin": "yesterday"}, 409)
+            for never in ("yesterday", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"):
+                await call("POST", "jobs/plain/restart", {"begin": never}, 409)
             await gridscore.put_events("events.plain", {f"k{n}": {"amount": float(n)} for n in range(5)})
             await cluster.results("results.plain", 5)
             assert (await call("POST", "jobs/plain/audit"))["missing"] == 0
@@ -126,6 +127,7 @@ async def test_models_go_live_and_back_once_however_often_that_is_asked_for():
             assert await gridscore.models.aliases("cards") == {"champion": 1}
             log = await call("GET", "models/cards/log")
             assert [each["action"] for each in log] == ["push", "promote", "push", "promote", "rollback"]
+            assert [each.get("why") for each in log[2:]] == ["better (by HTTP, token)"] * 2 + ["(by HTTP, token)"]
 
             await call("POST", "models/cards/promote", {"version": 2, "alias": "challenger", "points_at": 0})
             assert (await call("GET", "models/cards"))["aliases"] == {"champion": 1, "challenger": 2}

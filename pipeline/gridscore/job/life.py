@@ -430,7 +430,9 @@ def _begin(text: str) -> str:
         return text
     try:
         moment = dt.datetime.fromisoformat(text)
-    except ValueError:
+        if moment.tzinfo is not None:
+            moment = moment.astimezone(dt.UTC)  # of which there is no such time at the ends of the calendar
+    except (ValueError, OverflowError):
         raise JobError(
             f"`{text}` is not a place to begin.", "Say oldest, latest, committed, or a time as 2026-01-31T12:00:00Z."
         ) from None

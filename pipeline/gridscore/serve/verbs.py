@@ -79,6 +79,14 @@ class Asked(NamedTuple):
         """The Python API."""
         return Client(self.grid)
 
+    def why(self, text: str) -> str:
+        """The reason for the log of a model, which else would know the server only."""
+        return f"{text} (by HTTP, {self.visit.by})".strip()
+
+    def options(self, given: Act, *without: str) -> dict[str, Any]:
+        """What a body says, for the Python API."""
+        return {**given.model_dump(exclude={*without}, exclude_none=True), "why": self.why(given.why)}
+
     def need(self, *names: str | None, role: Role | None = None) -> None:
         """Refuse a key that is not for all of these names (None: what is of no single one), in this role or another."""
         role = role or self.role
@@ -127,7 +135,7 @@ async def submit_job(asked: Asked, job: Name, given: Submission) -> Any:
     asked.need(*_names_of(wanted))
     before = await _found(asked.grid, job)
     client = asked.client
-    record = await client.submit(wanted, **given.model_dump(exclude={"job"}))
+    record = await client.submit(wanted, **asked.options(given, "job"))
     version = await client.version_of(wanted, record.release)
     told = [*await warnings(asked.grid, wanted), *fit_warnings({job: record.job}, version)]
     if before is not None and before.state not in OVER and (text := emptied_by_update(before.job, record.job)):
@@ -159,7 +167,7 @@ async def rollback_job(asked: Asked, job: Name, given: Act = Act()) -> Any:  # n
     """Undo the last update of a job, and the version that went live with it. A second one undoes the first."""
     record = await Jobs(asked.grid).get(job)
     asked.need(record.job.model.name)
-    return await _move(asked, job, lambda name: asked.client.rollback(name, why=given.why))
+    return await _move(asked, job, lambda name: asked.client.rollback(name, why=asked.why(given.why)))
 
 
 async def wipe_job(
@@ -205,7 +213,7 @@ async def get_experiment(asked: Asked, job: Name) -> Any:
 async def start_experiment(asked: Asked, job: Name, given: Trial) -> Any:
     """Begin a canary, a split or a shadow."""
     _need_for_more(asked, job, given)
-    options = given.model_dump(exclude={"version", "every"}, exclude_none=True)
+    options = asked.options(given, "version", "every")
     every = None if given.every is None else seconds_of(given.every)
     versions = given.version if isinstance(given.version, list) else [given.version]
     return (await asked.client.start_experiment(job, *versions, every=every, **options)).to_json()
@@ -213,7 +221,7 @@ async def start_experiment(asked: Asked, job: Name, given: Trial) -> Any:
 
 async def stop_experiment(asked: Asked, job: Name, given: Stopping = Stopping()) -> Any:  # noqa: B008
     """End an experiment, or one of several challengers: the champion scores its events."""
-    return (await asked.client.stop_experiment(job, **given.model_dump())).to_json()
+    return (await asked.client.stop_experiment(job, **asked.options(given))).to_json()
 
 
 async def promote_experiment(asked: Asked, job: Name, given: Ending = Ending()) -> Any:  # noqa: B008
@@ -221,7 +229,7 @@ async def promote_experiment(asked: Asked, job: Name, given: Ending = Ending()) 
     model = (await Jobs(asked.grid).get(job)).job.model.name
     asked.need(model)
     _need_for_more(asked, model, given)
-    return (await asked.client.promote_experiment(job, **given.model_dump())).to_json()
+    return (await asked.client.promote_experiment(job, **asked.options(given))).to_json()
 
 
 # ---------------------------------------------------------------------- models
@@ -270,7 +278,7 @@ async def push_model(
         alias=alias,
         description=description,
         allow_changed_features=allow_changed_features,
-        why=why,
+        why=asked.why(why),
         override=override,
     )
     jobs = await client.following(model, alias)
@@ -281,20 +289,20 @@ async def push_model(
 async def promote_model(asked: Asked, model: Name, given: Promotion) -> Any:
     """Point an alias at a version: workers score with it within a second. The same again changes nothing."""
     _need_for_more(asked, model, given)
-    found = await asked.client.promote_model(model, **given.model_dump())
+    found = await asked.client.promote_model(model, **asked.options(given))
     return {"alias": given.alias, **found.to_json()}
 
 
 async def rollback_model(asked: Asked, model: Name, given: Rollback = Rollback()) -> Any:  # noqa: B008
     """Point an alias where it pointed before."""
     _need_for_more(asked, model, given)
-    found = await asked.client.rollback_model(model, **given.model_dump())
+    found = await asked.client.rollback_model(model, **asked.options(given))
     return {"alias": given.alias, **found.to_json()}
 
 
 async def remove_alias(asked: Asked, model: Name, alias: Name, why: Reason = "") -> Any:
     """Remove an alias that no job follows."""
-    await asked.client.remove_alias(model, alias, why=why)
+    await asked.client.remove_alias(model, alias, why=asked.why(why))
     return {"removed": {"name": model, "alias": alias}}
 
 
