@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 SLOW = 0.8  # part of a heap from which on producers are slowed down noticeably
-STOP = 0.93  # part of a heap above which nothing more is put. Members need the rest for their own work
+STOP = 0.93  # part of a heap above which nothing more is put: members need the rest for their own work
 # Parts of what is free below `SLOW` and `STOP` that may be put between two measurements; the larger counts.
 _BEFORE_SLOW, _BEFORE_STOP = 1 / 2, 1 / 8
 

@@ -127,7 +127,7 @@ async def drift_of(grid: Grid, job: str) -> DriftRecord | None:
 
 
 def advanced(
-    value: dict[str, Any] | None,  # the record; None if there is none. What is not one is begun anew
+    value: dict[str, Any] | None,  # the record; None if there is none; what is not one is begun anew
     version: str,
     baseline: Baseline,
     part: tuple[int, Counts],  # events and counts, as in a `Tally`

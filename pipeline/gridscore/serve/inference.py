@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # Header that says how many bytes of a body are JSON, where binary data follow.
 LENGTH = "inference-header-content-length"
 
-INPUT, OUTPUT = "features", "predict"  # names of the only tensors. Other servers of XGBoost call their output so, too
+INPUT, OUTPUT = "features", "predict"  # names of the only tensors; other servers of XGBoost call their output so, too
 _TYPES = {
     "BOOL": np.dtype("?"),
     "UINT8": np.dtype("<u1"),

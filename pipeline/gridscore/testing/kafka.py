@@ -120,7 +120,7 @@ class Broker(GuardedServer):
     @classmethod
     def start(
         cls,
-        folder: Path,  # for its data, its settings and its log. It must exist, and is left as it is in the end
+        folder: Path,  # for its data, its settings and its log; it must exist, and is left as it is in the end
         *,
         heap: str = "1g",  # Java heap, as `512m` or `1g`
         users: Mapping[str, str] | None = None,  # passwords by name, for `sasl_address`

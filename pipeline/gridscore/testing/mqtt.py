@@ -93,7 +93,7 @@ class MqttBroker(GuardedServer):
     @classmethod
     def start(
         cls,
-        folder: Path,  # for its data, its settings and its log. It must exist, and is left as it is in the end
+        folder: Path,  # for its data, its settings and its log; it must exist, and is left as it is in the end
         kind: Kind | None = None,  # which; mosquitto if it is installed and None is asked for
         *,
         users: Mapping[str, str] | None = None,  # passwords by name; anybody may come if there are none
