@@ -57,8 +57,8 @@ _CHUNK = 8_192
 _AT_ONCE = 256  # states that are written at once
 _SHARES = 1 << 16  # parts that all entities can be divided into
 _ENTRY_BYTES = 250
+# How long workers of a job that was suspended have to finish, and the pause between two looks.
 _FINISH_SECONDS, _LOOK_SECONDS = 15.0, 0.2
-"""How long workers of a job that was suspended have to finish, and the pause between two looks."""
 
 
 @dataclass(slots=True)

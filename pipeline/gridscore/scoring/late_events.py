@@ -73,8 +73,7 @@ class LateEvents:
     async def put(self, part: PartitionBatch) -> None:
         """Write those of a partition, while its lease holds.
 
-        Raises:
-            HazelcastError: At least one was not confirmed.
+        Raises HazelcastError: at least one was not confirmed.
         """
         job = self._job
         async with self._looking:

@@ -22,9 +22,8 @@ _encode = msgspec.json.Encoder().encode
 class Stamp:
     """Stamps the events of a source.
 
-    Args:
-        field: Gets milliseconds since 1970; each event of the process a later one, by a microsecond at least.
-        clock: Nanoseconds since 1970.
+    `field`: gets milliseconds since 1970; each event of the process a later one, by a microsecond at least; `clock`:
+    nanoseconds since 1970.
     """
 
     def __init__(self, field: str, clock: Callable[[], int] = time.time_ns) -> None:
