@@ -110,6 +110,9 @@ def parse():
 
     def inert(command):
         command.callback = take
+        for each in command.params:
+            if "--log-format" in each.opts:
+                each.callback = None  # it would take the notes of all later tests
         for each in getattr(command, "commands", {}).values():
             inert(each)
 

@@ -343,7 +343,7 @@ def test_settings_that_would_open_more_than_is_meant_are_refused(changed, why):
         PostSettings(**{**good, **changed})
 
 
-@pytest.mark.parametrize("grant", ["", "admin", "score,", "score:", "score:a,", ":a", "score read", "Score"])
+@pytest.mark.parametrize("grant", ["", "owner", "score,", "score:", "score:a,", ":a", "score read", "Score"])
 async def test_a_grant_of_what_there_is_not_is_refused(issuer, grant):
     with pytest.raises(UsageError, match="is not what somebody may do"):
         async with guarded(issuer, oidc_grant={"x": grant}):
