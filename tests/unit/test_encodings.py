@@ -21,8 +21,10 @@ from gridscore.features.baseline import baseline_of
 from gridscore.job import Job
 from gridscore.models.candidate import Candidate
 from gridscore.models.comparison import compare
+from gridscore.models.drift import Tally, figures_of
 from gridscore.models.sample import Sample
 from gridscore.models.signing import statement
+from gridscore.scoring.drift import Sketch
 from gridscore.serve.inference import _metadata
 
 JOB = Job.model_validate(
@@ -192,6 +194,22 @@ def test_texts_that_training_has_not_seen_are_counted(matrix):
     events = [{"shop": shop, "branch": None, "amount": 1.0} for shop in ("a", "b", "new", "newer", None)]
     plan.matrix(EventDecoder(JOB).decode_all([json.dumps(event).encode() for event in events]))
     assert plan.quality.to_json()["unseen"] == {"rate": 2, "share": 2}
+
+
+def test_drift_sees_texts_that_training_has_not_seen_of_encodings_and_of_many_categories():
+    plain = JOB.to_json()
+    features = {"code": "category(shop)", "rate": "target(shop)"}
+    job = Job.from_json({**plain, "features": features})
+    frame = history(3_000).assign(shop=[f"shop {number % 300}" for number in range(3_000)])  # none has a bin of its own
+    learnt = offline_matrix(job, frame, label="late")
+    version = Candidate.check(trained(learnt), "m", jobs={"shop": job}).version
+    plan = FeaturePlan(job, {}, version.learnt)
+    sketch = Sketch(version, version.baseline, plan.quality)
+    event = json.dumps({"shop": "new", "branch": None, "amount": 1.0}).encode()
+    rows = plan.matrix(EventDecoder(job).decode_all([event] * 1_000))
+    sketch.add(rows, np.zeros(1_000, np.float32))
+    found = figures_of(version.baseline, Tally(0, 1, *sketch.take()))
+    assert {name: figures.unseen for name, figures in found.items()} == {"code": 1.0, "rate": 1.0, "<score>": 0.0}
 
 
 def test_what_a_model_has_learnt_is_shown(matrix):

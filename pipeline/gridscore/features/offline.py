@@ -459,7 +459,7 @@ def offline_matrix(
     plan = FeaturePlan(job, filled, categories or {})
     decider = Decider(job, filled, categories or {}) if score is not None and job.decisions else None
     values = np.empty((total, len(plan.names)), np.float32)
-    live = np.empty_like(values) if folds else values
+    live: dict[int, NDArray[np.float32]] = {}  # columns in which a row has other numbers than in the stream
     rows = np.empty(total, np.intp)
     margins = None if job.margin is None else np.empty(total, np.float32)
     outcomes: list[pd.DataFrame] = []
@@ -485,8 +485,12 @@ def offline_matrix(
             kept_rows = np.delete(kept_rows, lacking)
             begins, events = np.delete(begins, lacking), events.without(lacking.tolist())
             margins[filled_to : filled_to + len(begins)] = begins
-        live[filled_to : filled_to + len(matrix)] = served
         values[filled_to : filled_to + len(matrix)] = matrix
+        for place in range(len(plan.names)) if folds else ():
+            if place not in live and not np.array_equal(served[:, place], matrix[:, place], equal_nan=True):
+                live[place] = values[:, place].copy()
+        for place, column in live.items():
+            column[filled_to : filled_to + len(matrix)] = served[:, place]
         rows[filled_to : filled_to + len(matrix)] = kept_rows
         filled_to += len(matrix)
         if score is not None and events:
@@ -497,11 +501,10 @@ def offline_matrix(
         columns.append(pd.concat(outcomes, ignore_index=True))
     mine = {name: known for name, known in (categories or {}).items() if name in job.features}
     encodings = {name: known for name, known in mine.items() if isinstance(known, Encoding)}
-    values, live = values[:filled_to], live[:filled_to]
     watched = sample(filled_to)
     return OfflineMatrix(
         names=plan.names,
-        values=values,
+        values=values[:filled_to],
         categories={name: tuple(map(str, known)) for name, known in mine.items() if name not in encodings},
         rows=rows[:filled_to],
         skipped=total - filled_to,
@@ -513,11 +516,7 @@ def offline_matrix(
             for name, table in filled.items()
         },
         definitions=msgspec.structs.replace(definitions_of(job), encodings=encodings),
-        served={
-            name: live[watched, place].copy()
-            for place, name in enumerate(plan.names)
-            if folds and not np.array_equal(live[:, place], values[:, place], equal_nan=True)
-        },
+        served={plan.names[place]: column[:filled_to][watched].copy() for place, column in live.items()},
     )
 
 

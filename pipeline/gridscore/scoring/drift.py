@@ -50,6 +50,7 @@ class Sketch:
     def __init__(self, version: ModelVersion, baseline: Baseline, quality: QualityCounter) -> None:
         self.version, self.baseline = str(version), baseline
         self._quality = quality
+        self._categories = version.categories
         self._features = len(version.features)
         places = [*map(version.features.index, baseline.features), *range(self._features, self._features + MAX_SCORES)]
         self._columns = [
@@ -98,8 +99,9 @@ class Sketch:
         shares = {name: (n - self._unseen[name]) / max(seen, 1) for name, n in self._quality.unseen.items()}
         self._begin()
         return rows, tuple(
-            (*each, min(round(shares.get(name, 0.0) * rows), each[-1]) if column.texts else 0)
-            for (name, column), each in zip(self.baseline.columns.items(), counts, strict=True)
+            # What is no category is missing, too; an encoding has a number for it.
+            (*each, min(round(shares.get(name, 0.0) * rows), each[-1] if name in self._categories else rows))
+            for name, each in zip(self.baseline.columns, counts, strict=True)
         )
 
     def _count(self) -> None:
