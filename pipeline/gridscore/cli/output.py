@@ -187,7 +187,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty:
         paragraph.add_column(style="bold", no_wrap=True)
         paragraph.add_column(overflow="fold")
         for column, value in zip(columns, values, strict=True):
-            if value not in (None, ""):
+            if value != "":
                 paragraph.add_row(column, Text(_cell(value)))
         if number:
             console.print()

@@ -457,7 +457,8 @@ def _windows(now: JobStatus) -> list[Finding]:
     if late > events * MANY_LATE:
         text = f"{count_text(late, 'event')} came too late to count in windows, of {events:,}."
         advice = "Is a clock wrong of what sends them? If not, a longer `lateness` in the job file lets them count."
-        advice += f" `{now.record.job.late}` has them." if now.record.job.late is not None else ""
+        if now.record.job.late is not None:
+            advice += f" `{now.record.job.late}` has those that there was room for."
         found.append(note("late_events", text, advice))
     if now.requests_lost:
         text = f"{count_text(now.requests_lost, 'request')} of windows were overwritten before they were read."
