@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import shutil
+import signal
 
 import httpx
 import pytest
@@ -134,7 +135,7 @@ class Follower:
         if any(piece in text for piece in self.scene.endless):
             name = self.begin("python run.py", again=MORE)
             assert "Traceback" not in self.shell.log(name), self.shell.log(name)
-            self.shell.running.pop(name).kill()
+            self.shell.stop(name, signal.SIGKILL)
         else:
             self.end("python run.py")
 
