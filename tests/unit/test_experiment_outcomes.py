@@ -127,6 +127,84 @@ def test_intervals_are_wider_the_more_is_tried_and_the_fewer_groups_there_are():
     assert "of 4 groups" in found_of(bounds[0], made, made._replace(groups=made.groups % 4)).problem
 
 
+def decided(random, count, share, precision, recall=None):
+    """Rows of which a share is declined, rightly as often as said; or a share is positive, and found as often."""
+    first = random.random(count) < share
+    if recall is None:
+        labels, declined = np.where(first, random.random(count) < precision, random.random(count) < 0.01), first
+    else:
+        labels, declined = first, first & (random.random(count) < recall)
+    return Rows(
+        labels.astype(float), labels.astype(np.float32), np.where(declined, 1, 0), random.integers(0, GROUPS, count)
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "precision", "recall", "bound"),
+    [
+        (200, 0.02, 0.1, None, {"at_least": 0.05}),
+        (500, 0.01, 0.1, None, {"at_least": 0.05}),
+        (500, 0.02, 0.1, None, {"at_least": 0.05}),
+        (2_000, 0.01, 0.1, None, {"at_least": 0.05}),
+        (2_000, 0.02, 0.1, None, {"at_least": 0.05}),
+        (200, 0.02, None, 0.4, {"at_least": 0.3}),
+        (500, 0.02, None, 0.3, {"at_least": 0.2}),
+        (2_000, 0.02, None, 0.3, {"at_least": 0.25}),
+    ],
+)
+def test_a_good_challenger_of_which_few_rows_count_is_ended_in_one_of_twenty_at_most(
+    count, share, precision, recall, bound
+):
+    random = np.random.default_rng(8)
+    asked = Bound("precision" if recall is None else "recall", "decline", **bound)
+    ended = 0
+    for _ in range(100):
+        theirs, found = decided(random, count, share, precision, recall), []
+        for _ in range(4):  # looks
+            found.append(found_of(asked, rows([], []), theirs, least=count))
+            theirs = Rows(
+                *map(np.concatenate, zip(theirs, decided(random, count // 4, share, precision, recall), strict=True))
+            )
+        ended += any(each.low is not None and max(asked.room(each.low), asked.room(each.high)) < 0 for each in found)
+    assert ended <= 5
+
+
+@pytest.mark.parametrize(("share", "precision"), [(0.02, 0.5), (0.02, 0.3), (0.01, 0.3)])
+def test_nor_is_one_of_few_labels_that_is_as_good_as_a_champion_of_many(share, precision):
+    random, asked, ended = np.random.default_rng(9), Bound("precision", "decline", worse_by=0.1), 0
+    for _ in range(60):
+        both, found = [decided(random, 3_800, share, precision), decided(random, 200, share, precision)], []
+        for _ in range(4):
+            found.append(found_of(asked, *both, least=200))
+            more = [decided(random, 3_800, share, precision), decided(random, 200, share, precision)]
+            both = [Rows(*map(np.concatenate, zip(*each, strict=True))) for each in zip(both, more, strict=True)]
+        ended += any(each.low is not None and each.low > 0.1 for each in found)
+    assert ended <= 3
+
+
+def test_a_bad_one_is_ended_once_enough_rows_count_and_alike_rows_have_an_interval():
+    random = np.random.default_rng(10)
+    for bound, theirs in (
+        (Bound("precision", "decline", at_least=0.3), decided(random, 5_000, 0.02, 0.0)),
+        (Bound("recall", "decline", at_least=0.3), decided(random, 5_000, 0.02, None, 0.0)),
+        (Bound("accuracy", at_least=0.3), rows([1] * 300, [0.1] * 300)),
+        (Bound("cost", at_most=30), rows([1] * 300, [0.1] * 300)),
+    ):
+        found = found_of(bound, rows([], []), theirs)
+        assert found.low < found.value < found.high
+        assert max(bound.room(found.low), bound.room(found.high)) < 0
+
+
+def test_alike_groups_have_no_interval_and_both_sides_need_rows_that_count():
+    alike, many = rows([1, 0] * 64, [0.9, 0.1] * 64), decided(np.random.default_rng(11), 5_000, 0.02, 0.5)
+    found = found_of(Bound("auc", at_least=0.8), rows([], []), alike)
+    assert (found.value, found.low, found.high) == (1.0, None, None)
+    assert "how far `auc` may be off cannot be said" in found.problem
+    few = decided(np.random.default_rng(12), 200, 0.02, 0.5)
+    for both in ((many, few), (few, many)):
+        assert "count for it, and 30 are needed" in found_of(Bound("precision", "decline", worse_by=0.0), *both).problem
+
+
 @pytest.mark.parametrize("freedom", [7, 15, 63])
 def test_few_groups_widen_intervals_as_students_distribution_says(freedom):
     for normal in (1.96, 3.0, 3.6):
@@ -146,7 +224,7 @@ def test_few_groups_widen_intervals_as_students_distribution_says(freedom):
             [1, 0] * 100,
             [0.5] * 200,
             [5] * 200,
-            "all labels are of 1 groups of entities; 8 of",
+            "are of 1 groups of entities; 8 of",
         ),
         (Bound("recall", "decline", at_least=0.1), [1] + [0] * 199, [0.5] * 200, None, "cannot be said"),
     ],

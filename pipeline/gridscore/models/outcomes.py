@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Metric = Literal["auc", "accuracy", "precision", "recall", "log_loss", "brier", "cost", "rmse", "mae"]
 RISING = frozenset(("auc", "accuracy", "precision", "recall"))  # the better the higher they are
 
+_MEANS = frozenset(("accuracy", "precision", "recall", "cost"))  # of values so few that all rows may have the same one
+_LEAST_ROWS = 30  # of these metrics, that count for one
 _LEAST_GROUPS = 8
 _ALPHA, _NARROWEST = 0.05, 8.0  # where a sequence of this confidence is narrowest, in units of its variance
 
@@ -111,6 +113,12 @@ class Rows(NamedTuple):
     groups: NDArray[np.int64]  # that of its entity
 
 
+class _Judged(NamedTuple):
+    of: Measure
+    counts: NDArray[np.bool_]  # which rows count for it
+    least_error: float  # below which its standard error is not
+
+
 def outcomes_of(
     bounds: Sequence[Bound],
     rows: Sequence[Rows],
@@ -141,29 +149,45 @@ def outcomes_of(
     return found
 
 
-def _outcome(bound: Bound, measures: list[Measure], rows: list[Rows], width: float) -> dict[str, float]:
-    groups = np.unique(np.concatenate([each.groups for each in rows]))
-    if len(groups) < _LEAST_GROUPS:
-        raise ModelError(f"all labels are of {len(groups)} groups of entities; {_LEAST_GROUPS} of 64 are needed")
-    values, few = [of(None) for of in measures], f"`{bound.metric}` cannot be said of so few labels"
+def _outcome(bound: Bound, judged: list[_Judged], rows: list[Rows], width: float) -> dict[str, float | str]:
+    few = f"`{bound.metric}` cannot be said of so few labels"
+    fewest = min(int(each.counts.sum()) for each in judged)
+    if bound.name in _MEANS and fewest < _LEAST_ROWS:
+        raise ModelError(f"{few}: {fewest} count for it, and {_LEAST_ROWS} are needed")
+    sides = [np.unique(its.groups[each.counts]) for its, each in zip(rows, judged, strict=True)]
+    least = min(map(len, sides))
+    if least < _LEAST_GROUPS:
+        raise ModelError(
+            f"all labels that count for `{bound.metric}` are of {least} groups of entities; {_LEAST_GROUPS} of 64 are "
+            "needed"
+        )
+    groups = np.unique(np.concatenate(sides))
+    values = [each.of(None) for each in judged]
     try:
         without = np.array(
             [
-                [of((each.groups != group).astype(np.float64)) for of, each in zip(measures, rows, strict=True)]
+                [each.of((its.groups != group).astype(np.float64)) for its, each in zip(rows, judged, strict=True)]
                 for group in groups.tolist()
             ]
         )
     except ZeroDivisionError:  # without this group there is nothing left
         raise ModelError(few) from None
-    made, sign = {"value": values[0]}, 1.0 if bound.name in RISING else -1.0
+    made: dict[str, float | str] = {"value": values[0]}
+    sign = 1.0 if bound.name in RISING else -1.0
     of, replicates = values[0], without[:, 0]
     if len(values) == 2:
-        made |= {"champion": values[1], "worse": sign * (values[1] - values[0])}
-        of, replicates = made["worse"], sign * (without[:, 1] - without[:, 0])
+        of, replicates = sign * (values[1] - values[0]), sign * (without[:, 1] - without[:, 0])
+        made |= {"champion": values[1], "worse": of}
     error = math.sqrt((len(groups) - 1) / len(groups) * float(((replicates - replicates.mean()) ** 2).sum()))
-    wide = _students(width, len(groups) - 1) * error
+    error = max(error, math.hypot(*(each.least_error for each in judged)))
+    wide = _students(width, least - 1) * error
     if not (math.isfinite(of) and math.isfinite(wide)):
         raise ModelError(few)
+    if not error:  # all groups are alike by chance: that says nothing of how far it may be off
+        return {
+            **made,
+            "problem": f"how far `{bound.metric}` may be off cannot be said: all groups of entities have the same",
+        }
     return {**made, "low": of - wide, "high": of + wide}
 
 
@@ -182,22 +206,26 @@ def _width(labels: int, least: int, alpha: float) -> float:
     return math.sqrt((1 + 1 / variance) * math.log((1 + variance) / alpha**2))
 
 
-def _measure(bound: Bound, rows: Rows, decisions: Sequence[str], costs: Mapping[str, tuple[float, float]]) -> Measure:
+def _measure(bound: Bound, rows: Rows, decisions: Sequence[str], costs: Mapping[str, tuple[float, float]]) -> _Judged:
     if bound.name == "cost":
         values = np.full(len(rows.labels), np.nan)
         for number, name in enumerate(decisions):
             for label, cost in enumerate(costs.get(name, ())):
                 values[(rows.decisions == number) & (rows.labels == label)] = cost
-        return _mean(values, ~np.isnan(values))
+        return _mean(values, ~np.isnan(values), [cost for each in costs.values() for cost in each])
     if bound.name not in ("precision", "recall"):
-        return measure(bound.name, rows.labels, rows.scores)  # type: ignore[arg-type]
+        of = measure(bound.name, rows.labels, rows.scores)  # type: ignore[arg-type]
+        count = len(rows.labels)
+        right = np.arange(count) < round(of(None) * count) if bound.name == "accuracy" else np.zeros(0)
+        return _Judged(of, np.ones(count, np.bool_), _least_error(right, (0.0, 1.0)) if right.size else 0.0)
     if not np.isin(rows.labels, (0, 1)).all():
         raise ModelError(f"`{bound.name}` needs labels that are 0 and 1.")
     decided, positive = rows.decisions == decisions.index(bound.decision), rows.labels == 1
-    return _mean(positive, decided) if bound.name == "precision" else _mean(decided, positive)
+    both = (positive, decided) if bound.name == "precision" else (decided, positive)
+    return _mean(*both, (0.0, 1.0))
 
 
-def _mean(values: NDArray[np.generic], where: NDArray[np.bool_]) -> Measure:
+def _mean(values: NDArray[np.generic], where: NDArray[np.bool_], possible: Sequence[float]) -> _Judged:
     """The mean of the values there; NaN if there are none."""
     taken = values[where].astype(np.float64)
 
@@ -205,4 +233,9 @@ def _mean(values: NDArray[np.generic], where: NDArray[np.bool_]) -> Measure:
         counts = np.ones(len(taken)) if weights is None else weights[where]
         return float((taken * counts).sum() / counts.sum()) if counts.any() else math.nan
 
-    return mean
+    return _Judged(mean, where, _least_error(taken, possible) if taken.size else 0.0)
+
+
+def _least_error(values: NDArray[np.generic], possible: Sequence[float]) -> float:
+    """The standard error of their mean, were there one more at each end of what is possible: of a share, Laplace's."""
+    return float(np.std(np.r_[values, min(possible), max(possible)]) / math.sqrt(len(values)))
