@@ -504,6 +504,33 @@ async def test_points_of_another_cluster_are_not_replaced_by_those_of_an_empty_o
         assert (await backed_up(grid, tmp_path)).number == 2
 
 
+@pytest.mark.parametrize(("is_there", "kept"), [(True, {"offset": 1}), (False, None)], ids=["there", "gone"])
+async def test_after_an_earlier_point_was_restored_positions_are_not_ahead_of_the_states(tmp_path, is_there, kept):
+    async with StubCluster(partitions=5) as one, StubCluster(partitions=5, seed=1) as two:
+        client, points = await prepared(one), Points.write(tmp_path)
+        positions = Positions(client.grid, "log")
+        await positions.get("a")
+        backup = Backup(client.grid, points)
+        for offset in (1, 2):
+            await positions.move("a", {"offset": offset})
+            assert (await backup.look(10)).positions["log/a"]["position"] == {"offset": offset}
+        other = await two.client()
+        restore = Restore(other.grid, points, points.read(1))
+        await restore.run(await restore.plan())
+        if not is_there:
+            points.store.remove("points", [f"{1:010d}"])
+        await other.put_events("events.pay", payment("c1", 10, 0))  # nobody scores, so the positions are held
+        for _ in range(2):  # the first process makes no point
+            backup = Backup(other.grid, points, every=5)
+            await backup.open()
+            await backup._tell("the disk is full")
+        made = await backup.look()
+        assert (made.number, made.held) == (3, "`pay` has 1 to go")
+        assert made.positions.get("log/a", {}).get("position") == kept
+        assert [each.point for each in await backups_of(other.grid)] == [3]
+        points.close()
+
+
 async def test_a_full_disk_leaves_the_point_before_and_is_made_good(tmp_path, monkeypatch):
     async with StubCluster(partitions=5) as cluster:
         client = await prepared(cluster)

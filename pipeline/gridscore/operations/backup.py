@@ -142,6 +142,7 @@ class Backup:
         self._records = Records(grid, BACKUPS_MAP)
         self._digests: dict[str, dict[bytes, bytes]] = {}
         self._last: Point | None = None
+        self._restored = 0  # the point that this cluster was restored from, as long as none of it is newer
         self._pending: _Mark | None = None
         self._safe: _Mark | None = None
         self._held = ""
@@ -161,21 +162,29 @@ class Backup:
         Raises UsageError if its points are of another cluster, which this one was not restored from; BackupError if it
         is damaged.
         """
-        if not await asyncio.to_thread(self._points.numbers):
+        numbers = await asyncio.to_thread(self._points.numbers)
+        if not numbers:
             return
         last = await asyncio.to_thread(self._points.read)
-        if last.cluster != self._cluster and await self._records.get(self._points.id) is None:
-            raise UsageError(
-                f"The points in `{self._points.address}` are of another cluster. New ones, of this one, would take "
-                "their place one after the other.",
-                f"Restore it first: `gridscore restore --from {self._points.address}`; or name another place.",
-            )
+        safe: Point | None = last
+        self._restored = 0
+        if last.cluster != self._cluster:
+            known = (await self._records.read(parsed(BackupRecord))).get(self._points.id)
+            if known is None:
+                raise UsageError(
+                    f"The points in `{self._points.address}` are of another cluster. New ones, of this one, would take "
+                    "their place one after the other.",
+                    f"Restore it first: `gridscore restore --from {self._points.address}`; or name another place.",
+                )
+            # Its states are those of the point that was restored: later positions would pass over messages.
+            self._restored = known.point
+            safe = await asyncio.to_thread(self._points.read, known.point) if known.point in numbers else None
         self._digests, self._tails = {}, {}
         for name in last.maps:
             entries = await asyncio.to_thread(self._points.entries, last, name)
             self._digests[name] = {key: _digest(text) for key, text in entries.items()}
         self._last, self._looked_at = last, last.at
-        self._safe = _Mark(last.positions_at, last.positions, last.feeds)
+        self._safe = _Mark(safe.positions_at, safe.positions, safe.feeds) if safe else None
 
     async def run(self) -> None:
         """Make points until cancelled, whatever the cluster and the place of the points do.
@@ -254,6 +263,7 @@ class Backup:
             finally:
                 await asyncio.wait({writing})  # nobody else may write before, even if we are told to stop
             self.made += 1
+            self._restored = 0
             for name, changed in changes.items():
                 known = self._digests.setdefault(name, {})
                 known |= {key: _digest(text) for key, text in changed.items() if text is not None}
@@ -279,7 +289,7 @@ class Backup:
         record = BackupRecord(
             to=self._points.place,
             at=int(self._looked_at * 1000),
-            point=self._last.number,
+            point=self._restored or self._last.number,
             positions_at=int((self._safe.at if self._safe else 0) * 1000),
             every=self._every,
             held=self._held,
