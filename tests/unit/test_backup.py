@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from gridscore.cli import _commands
 from gridscore.errors import GridError, JobError, UsageError
 from gridscore.grid import Records, transport
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.group import rescan
 from gridscore.job import parse_job
 from gridscore.job.plugs.base import SinkSettings
 from gridscore.keys import Keys, Role
@@ -760,6 +762,48 @@ async def test_states_are_read_whole_where_the_journal_does_not_tell(tmp_path, r
             read_states.clear()
             await backup.look()
             assert set(read_states) == {"everything"}
+        points.close()
+
+
+async def test_what_a_rescan_between_two_looks_has_changed_is_kept(tmp_path, read_states, monkeypatch):
+    put, may_put = MapWriter.put_partition, asyncio.Event()
+    may_put.set()
+
+    async def held_up(self, *given, **options):
+        await may_put.wait()
+        await put(self, *given, **options)
+
+    def put_states(self, *given, **options):
+        of = held_up if self.map_name == "windows.pay" else put
+        return of(self, *given, **options)
+
+    monkeypatch.setattr(MapWriter, "put_partition", put_states)
+    async with StubCluster(partitions=5) as cluster:
+        client = await prepared(cluster)
+        points = Points.write(tmp_path)
+        backup = Backup(client.grid, points, every=5)
+        async with cluster.worker():
+            await client.put_events("events.pay", {k: v for n in range(20) for k, v in payment(f"c{n}", n, n).items()})
+            await cluster.results("results.pay", 20)
+            await backup.look(10)
+            partition = partition_of(transport.key_data(client.grid.client, "c7"), 5)
+            await (await client.grid.map("results.pay")).remove("c7")
+            may_put.clear()
+            await rescan.request(client.grid, "pay", [partition], "audit")
+            await cluster.results("results.pay", 20)
+            # Its state does not stand yet, so it is not done.
+            assert await rescan.pending(client.grid, "pay")
+            may_put.set()
+            async with asyncio.timeout(30):
+                while await rescan.pending(client.grid, "pay"):
+                    await asyncio.sleep(0.01)
+            read_states.clear()
+            await backup.look(10)
+            await same_states(client, points)
+            assert "everything" in read_states
+            read_states.clear()
+            await backup.look(10)
+            assert "everything" not in read_states
         points.close()
 
 

@@ -36,7 +36,7 @@ def test_an_offset_says_something_if_it_follows_the_last_restart(offset, run, re
     assert replace(NOBODY, offset=offset, run=run).has_begun(job.begin, job.restarts) is begun
 
 
-@pytest.mark.parametrize("name", ["epoch", "renewals", "lost", "unkept", "regressions"])
+@pytest.mark.parametrize("name", ["epoch", "renewals", "lost", "unkept", "regressions", "rescans"])
 def test_what_follows_a_count_that_is_taken_over_can_be_read(monkeypatch, name):
     now = 1_800_000_000
     monkeypatch.setattr("time.time", lambda: now)

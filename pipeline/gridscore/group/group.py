@@ -194,6 +194,10 @@ class Group:
             self._filling.set()
         return events
 
+    async def count_rescan(self, partition: int) -> bool:
+        """Write that one more rescan is done, once all that was written for it stands; False if that cannot be."""
+        return await self._offsets.stand(partition) and await self._leases.count_rescan(partition)
+
     def withdraw(self, write: Write) -> None:
         """A write has failed, and will be tried again by the same process; nothing of its partition is under way."""
         self._offsets.rewind(write.partition)

@@ -60,6 +60,7 @@ class LeaseRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     # Events that were rejected and have no dead letter, for lack of room, since the job was submitted.
     unkept: _Sequence = 0
     session: Word = ""  # the owner's session that the lease depends on
+    rescans: Count = 0  # rescans that are done: what they write, no offset tells
 
     def has_begun(self, begin: str, restarts: int) -> bool:
         """Whether the offset counts: after a restart of the group, only once a worker has set it."""
@@ -77,7 +78,7 @@ def limits() -> dict[str, int]:
     It grows faster than what is counted: whatever is taken over, the next numbers can be read by the next owner.
     """
     seconds = int(time.time()) + _SPARE
-    return {"epoch": seconds, **dict.fromkeys(("renewals", "lost", "unkept", "regressions"), seconds << 20)}
+    return {"epoch": seconds, **dict.fromkeys(("renewals", "lost", "unkept", "regressions", "rescans"), seconds << 20)}
 
 
 def decode(text: bytes | str) -> LeaseRecord:

@@ -538,6 +538,13 @@ class Leases:
             self._change(lease, lambda now: replace(self._next(now), offset=offset))
         )
 
+    async def count_rescan(self, partition: int) -> bool:
+        """Write that one more rescan is done; False if the lease is lost."""
+        lease = self.held.get(partition)
+        return lease is not None and await self._to_the_end(
+            self._change(lease, lambda now: replace(self._next(now), rescans=now.rescans + 1))
+        )
+
     def drop(self, partition: int) -> None:
         """Forget a partition at once, without telling the grid: its session must run out."""
         if (lease := self.held.get(partition)) is not None:

@@ -124,6 +124,16 @@ class Offsets:
         while not all(map(self.settled, partitions)):
             await self.change()
 
+    async def stand(self, partition: int) -> bool:
+        """Return when all that is under way for a partition now was acknowledged; False if it no longer counts."""
+        there = self._partitions.get(partition)
+        for write in there.pending.copy() if there is not None else ():
+            while write.counts and not write.done:
+                await self.change()
+            if not write.counts:
+                return False
+        return there is not None
+
     async def change(self) -> None:
         """Return when the next write is answered, or no longer counts."""
         self._changed.clear()

@@ -27,7 +27,8 @@ class Tail(NamedTuple):
     """How far the states of a partition were written, at least."""
 
     offset: int  # the next sequence
-    losses: tuple[int, int, int]  # what was lost, how often the journal has begun again, and in which epoch
+    # What was lost, how often the journal has begun again and in which epoch, and how many rescans are done.
+    losses: tuple[int, int, int, int]
     is_plain: bool  # whether states change by events of the journal alone
 
 
@@ -49,7 +50,9 @@ class WindowChanges:
         # A search is asked for before the offset passes a loss: who sees this sees the request, or all its states.
         requests = requests_of(self._sub.group, await all_requests(self._grid))
         return {
-            partition: Tail(lease.offset, (lease.lost, lease.regressions, lease.origin), partition not in requests)
+            partition: Tail(
+                lease.offset, (lease.lost, lease.regressions, lease.origin, lease.rescans), partition not in requests
+            )
             for partition, lease in leases.items()
             if lease.has_begun(self._sub.begin, self._sub.restarts)
         }

@@ -114,6 +114,9 @@ class MissingResults:
             self._letters, self._letters_at = await rejections(self._grid, self._job), self._grid.clock()
         while await self._pass(partition, self._letters):
             pass
+        # The states of windows follow the results. Who copies states learns from the count that they have changed.
+        if not await self._group.count_rescan(partition):
+            raise NotNowError
 
     async def _pass(self, partition: int, rejected: set[Rejection]) -> int:
         """Look through the partition once, and score what is missing; returns how many events."""
