@@ -807,6 +807,29 @@ async def test_what_a_rescan_between_two_looks_has_changed_is_kept(tmp_path, rea
         points.close()
 
 
+async def test_states_that_were_removed_are_removed_from_the_points(tmp_path, read_states, monkeypatch):
+    async with StubCluster(partitions=5) as cluster:
+        client = await prepared(cluster)
+        points = Points.write(tmp_path)
+        backup = Backup(client.grid, points, every=5)
+        async with cluster.worker():
+            await client.put_events("events.pay", {k: v for n in range(40) for k, v in payment(f"c{n}", n, n).items()})
+            await cluster.results("results.pay", 40)
+            await backup.look(10)
+            await same_states(client, points)
+            states = await client.grid.map("windows.pay")
+            for n in range(10):
+                await states.remove(f"c{n}")  # as somebody who erases a person, or the map's `max-idle-seconds`
+            await backup.look(10)
+            monkeypatch.setattr(backup_module, "_ALL_STATES_SECONDS", 25)  # one partition a look
+            for _ in range(5):
+                read_states.clear()
+                await backup.look(10)
+                assert read_states == ["everything"]
+            await same_states(client, points)
+        points.close()
+
+
 def full_disk(path, data):
     """A disk that has room for a part, and for no point."""
     if path.parent.name == "points":

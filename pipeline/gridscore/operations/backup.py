@@ -31,6 +31,7 @@ from gridscore.grid.cutting import JSON, STRING
 from gridscore.grid.entries import value_of, values_of, walk
 from gridscore.grid.journal import Journal
 from gridscore.grid.records import Count, Figure, Word, parsed
+from gridscore.grid.writer import partition_of
 from gridscore.group.lease_records import LEASES_MAP, read_records
 from gridscore.group.members import HEARTBEATS_MAP, HOLDINGS_MAP, WORKERS_MAP
 from gridscore.group.rescan import RESCANS_MAP, all_requests, requests_of
@@ -151,6 +152,8 @@ class Backup:
         self._is_in_doubt = False
         self._sizes: dict[str, int] = {}
         self._tails: dict[str, tuple[object, dict[int, Tail]]] = {}  # of windows whose changes are told
+        # Keys of large maps of windows in the last point, by partition, as of a round over all partitions.
+        self._sorted: dict[str, tuple[int, dict[int, list[bytes]]]] = {}
         self._turn = 0
         self._cluster = transport.cluster_id(grid.client)
         self._passed_over = Counter[str]()
@@ -179,7 +182,7 @@ class Backup:
             # Its states are those of the point that was restored: later positions would pass over messages.
             self._restored = known.point
             safe = await asyncio.to_thread(self._points.read, known.point) if known.point in numbers else None
-        self._digests, self._tails = {}, {}
+        self._digests, self._tails, self._sorted = {}, {}, {}
         for name in last.maps:
             entries = await asyncio.to_thread(self._points.entries, last, name)
             self._digests[name] = {key: _digest(text) for key, text in entries.items()}
@@ -354,7 +357,7 @@ class Backup:
             entries = self._parts(known)
         elif told and told[1] and count > _AT_ONCE and len(known) < 1.5 * count:
             seen, size = None, self._sizes.get(name, 0)
-            entries = self._changed_states(name, *told)
+            entries = self._changed_states(name, known, *told)
         else:
             entries = self._texts(name, count)
         async for key, text in entries:
@@ -400,17 +403,29 @@ class Backup:
                 yield page
 
     async def _changed_states(
-        self, name: str, told: WindowChanges, before: dict[int, Tail], now: dict[int, Tail]
+        self,
+        name: str,
+        known: Mapping[bytes, bytes],
+        told: WindowChanges,
+        before: dict[int, Tail],
+        now: dict[int, Tail],
     ) -> AsyncIterator[tuple[bytes, bytes | None]]:
         """Keys and texts of states that can have changed, `_GONE` for those that are gone; and, in turns, of all."""
         grid, count = self._grid, self._grid.partition_count
         turn = math.ceil(count * self._every / _ALL_STATES_SECONDS)
         whole = {(self._turn * turn + each) % count for each in range(turn)}
+        # To sort all keys takes a second for a million: those that come meanwhile are looked for in the next round.
+        this_round = self._turn * turn // count
+        sorted_in, kept = self._sorted.get(name, (0, {}))
+        if sorted_in != this_round or not kept:
+            kept = await asyncio.to_thread(_by_partition, known, count)
+            self._sorted[name] = this_round, kept
 
         async def of(partition: int) -> list[tuple[bytes, bytes | None]]:
             keys = None if partition in whole else await told.keys(partition, before.get(partition), now.get(partition))
             if keys is None:
-                return [each async for page in walk(grid, name, partition, _PAGE) for each in page]
+                there = dict([each async for page in walk(grid, name, partition, _PAGE) for each in page])
+                return [*there.items(), *((key, None) for key in kept.get(partition, ()) if key not in there)]
             values = await values_of(grid, name, partition, keys)
             return [(key, values.get(key)) for key in keys]
 
@@ -565,6 +580,13 @@ def _restored(record: Mapping[str, Any]) -> dict[str, int]:
 
 def _digest(text: bytes) -> bytes:
     return hashlib.blake2b(text, digest_size=12).digest()
+
+
+def _by_partition(keys: Iterable[bytes], count: int) -> dict[int, list[bytes]]:
+    found: dict[int, list[bytes]] = {}
+    for key in keys:
+        found.setdefault(partition_of(key, count), []).append(key)
+    return found
 
 
 def _is_ledger(name: str, key: bytes) -> bool:
