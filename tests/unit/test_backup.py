@@ -10,6 +10,7 @@ import shutil
 import time
 
 import pytest
+from msgspec.structs import replace
 from serving import booster
 from typer.testing import CliRunner
 
@@ -531,6 +532,18 @@ async def test_after_an_earlier_point_was_restored_positions_are_not_ahead_of_th
         assert made.positions.get("log/a", {}).get("position") == kept
         assert [each.point for each in await backups_of(other.grid)] == [3]
         points.close()
+
+
+async def test_a_restored_cluster_is_without_a_backup_until_somebody_starts_it(tmp_path):
+    async with StubCluster(partitions=5) as one, StubCluster(partitions=5, seed=1) as two:
+        made = await backed_up((await prepared(one)).grid, tmp_path, every=5)
+        grid, points = (await two.client()).grid, Points.open(tmp_path)
+        restore = Restore(grid, points, replace(made, at=made.at - 60))
+        await restore.run(await restore.plan())
+        points.close()
+        assert [each.is_late for each in await backups_of(grid)] == [True]
+        await backed_up(grid, tmp_path, every=5)
+        assert [each.is_late for each in await backups_of(grid)] == [False]
 
 
 async def test_a_full_disk_leaves_the_point_before_and_is_made_good(tmp_path, monkeypatch):

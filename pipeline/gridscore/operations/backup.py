@@ -235,8 +235,12 @@ class Backup:
         last, safe = self._last, self._safe
         positions, positions_at, feeds = (safe.positions, safe.at, safe.feeds) if safe else ({}, 0.0, {})
         # Time alone makes no point: what the last one says still holds.
-        as_before = (self._cluster, positions, positions_at > 0)
-        if last is None or any(changes.values()) or as_before != (last.cluster, last.positions, last.positions_at > 0):
+        now = (self._cluster, self._every, positions, positions_at > 0)
+        if (
+            last is None
+            or any(changes.values())
+            or now != (last.cluster, last.every, last.positions, last.positions_at > 0)
+        ):
             before = last.maps if last else {}
 
             def write() -> Point:
@@ -247,6 +251,7 @@ class Backup:
                     positions=positions,
                     positions_at=positions_at,
                     held=self._held,
+                    every=self._every,
                     feeds=feeds,
                     maps={
                         name: self._points.add(before.get(name, ()), changes[name], self._live(name, changes[name]))

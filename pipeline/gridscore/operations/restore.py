@@ -106,7 +106,8 @@ class Restore:
                 )
         point = self.point
         at, positions_at = int(point.at * 1000), int(point.positions_at * 1000)
-        known = BackupRecord(self._points.place, at, point.number, positions_at, held=point.held)
+        # It is late until somebody starts the backup again.
+        known = BackupRecord(self._points.place, at, point.number, positions_at, point.every, point.held)
         await Records(self._grid, BACKUPS_MAP).put(self._points.id, msgspec.to_builtins(known))
 
     # ------------------------------------------------------------------ what the point has

@@ -52,6 +52,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     positions: dict[Word, dict[str, Any]] = {}
     positions_at: Figure = 0.0  # when the sources were there; 0 if there is no such moment yet
     held: Word = ""  # why the sources' positions are older than the rest; empty if nothing held them up
+    every: Figure = 0.0  # seconds that it may be old before the next stands; 0 if it was a single one
     feeds: dict[Word, tuple[Word, ...]] = {}  # the maps that each source puts into, as far as that is known
     maps: dict[Word, tuple[Part, ...]] = {}  # pieces by map; a later one of a map prevails
     format: Annotated[int, Meta(ge=_FORMAT, le=_FORMAT)] = _FORMAT
