@@ -491,8 +491,8 @@ MUTANTS = [
     Mutant(
         "an empty cluster takes the place of what was kept of another",
         "operations/backup.py",
-        "if last.cluster != self._cluster and",
-        "if False and",
+        "            if known is None:\n                raise UsageError(",
+        "            if False:\n                raise UsageError(",
         (BACKUP, "-k", "another_cluster"),
     ),
     Mutant(
