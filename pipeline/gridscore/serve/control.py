@@ -183,7 +183,8 @@ def _detail(given: dict[str, Any]) -> tuple[str, str]:
 
 def _check(request: Request, body: bytearray) -> None:
     """Refuse JSON that nobody can read; FastAPI's reader takes lone surrogates, and nests without a bound."""
-    if not body or request.headers.get("content-type", "").startswith("application/octet-stream"):
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not body or kind == "application/octet-stream":
         return
     if len(body) > MAX_JSON:
         raise HTTPException(413, f"The body has more than {MAX_JSON:,} bytes.")
