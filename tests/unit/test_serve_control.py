@@ -12,6 +12,7 @@ from gridscore.grid.records import Records
 from gridscore.job import parse_job
 from gridscore.keys import Keys, Role
 from gridscore.operations.actions import ACTIONS_MAP, ActionLog
+from gridscore.serve import acting, control
 from gridscore.serve.verbs import VERBS
 from gridscore.sources.http import gate
 from gridscore.testing import StubCluster
@@ -34,6 +35,7 @@ features: {amount: amount}
 model: cards
 results: results.cards
 """
+SHOWING = "sources:\n  posts: {kind: http, to: cards, results: [others]}\n"
 ALL = {"Authorization": f"Bearer {TOKEN}"}
 
 
@@ -237,7 +239,9 @@ async def test_each_verb_needs_its_role_and_a_key_for_all_that_it_touches():
             assert [each.verb for each in done if each.outcome == "done"] == ["create-key"]
             assert {each.by for each in done} <= {key.id for key in await keys.list()}
 
-            _, mine = await keys.create([Role.READ, Role.OPERATE, Role.ADMIN], ["cards", "results.cards"])
+            _, mine = await keys.create(
+                [Role.READ, Role.OPERATE, Role.ADMIN], ["cards", "results.cards", "alerts.cards"]
+            )
             assert (await ask("GET", "jobs/cards", mine)).status_code == 200
             for method, path, body in (
                 ("GET", "jobs", None),
@@ -249,11 +253,15 @@ async def test_each_verb_needs_its_role_and_a_key_for_all_that_it_touches():
                 ("PUT", "jobs/cards", {"job": JOB, "update": True}),
                 ("PUT", "jobs/cards", {"job": MINE + "labels: {map: others, field: label}\n", "update": True}),
                 ("PUT", "jobs/cards", {"job": MINE + "drift: {alerts: others}\n", "update": True}),
+                ("PUT", "jobs/cards", {"job": MINE + SHOWING, "update": True}),
                 ("DELETE", "jobs/cards", None),
             ):
                 answer = await ask(method, path, mine, json=body)
                 assert answer.status_code == 403, (path, answer.text)
                 assert "is not for this: it needs" in answer.json()["detail"]
+            _, less = await keys.create([Role.ADMIN], ["cards", "results.cards"])
+            answer = await ask("PUT", "jobs/cards", less, json={"job": MINE, "update": True})
+            assert (answer.status_code, "`alerts.cards`" in answer.json()["detail"]) == (403, True), answer.text
             # Past the gates nobody goes who only operates.
             _, operator = await keys.create([Role.OPERATE])
             for more in ({"override": "it is late"}, {"allow_changed_features": True}):
@@ -329,6 +337,21 @@ async def test_errors_are_those_of_the_command_line_and_bodies_are_bounded():
             assert (await http.get("/control/jobs/plain/suspend", headers=ALL)).status_code == 405
             assert (await gridscore.jobs.get("plain")).state != "SUSPENDED"
             assert server._scores._bodies.held == 0
+
+
+async def test_what_may_be_done_in_part_is_not_to_be_asked_for_again_unseen(monkeypatch):
+    async with StubCluster(partitions=8) as cluster:
+        await prepared(cluster, PLAIN)
+        async with serving(cluster, token=TOKEN) as server, client(server) as http:
+            monkeypatch.setattr(acting, "SECONDS", 0.0)
+            answer = await http.post("/control/jobs/plain/restart", headers=ALL)
+            assert (answer.status_code, answer.headers.get("retry-after")) == (504, None)
+            assert "in part" in answer.json()["detail"]
+            monkeypatch.setattr(control, "READ_SECONDS", 0.0)
+            answer = await http.get("/control/models/plain/check?version=1", headers=ALL)
+            assert (answer.status_code, answer.headers.get("retry-after")) == (503, "1")
+            assert "took more than" in answer.json()["detail"]
+            assert answer.json()["hint"]
 
 
 async def test_pages_of_others_and_who_shows_nothing_change_nothing():

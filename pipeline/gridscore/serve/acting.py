@@ -21,6 +21,10 @@ SECONDS = 60.0  # how long an action may take; gates may have to score a sample
 WAIT_SECONDS = 10.0  # how long one waits for another to end
 
 
+class UncertainError(GridError):
+    """An action may be done, or a part of it: to ask for it again might do it twice."""
+
+
 class Acting:
     """Does one thing after the other."""
 
@@ -46,9 +50,10 @@ class Acting:
                     async with asyncio.timeout(SECONDS):
                         yield
                 except HazelcastError as error:
-                    raise GridError(f"The cluster does not answer: {error}", "See whether it was done.") from error
+                    text = f"The cluster does not answer: {error}"
+                    raise UncertainError(text, "See whether it was done.") from error
                 except TimeoutError:
                     text = "It took too long, and may be done in part."
-                    raise GridError(text, "See what has come of it.") from None
+                    raise UncertainError(text, "See what has come of it.") from None
         finally:
             self._turn.release()

@@ -30,6 +30,7 @@ from gridscore.errors import (
     ModelNotFoundError,
     UsageError,
 )
+from gridscore.serve.acting import UncertainError
 from gridscore.serve.dashboard.sessions import Visit
 from gridscore.serve.description import name_of
 from gridscore.serve.verbs import VERBS, Asked, NotPermittedError
@@ -86,6 +87,7 @@ _STATUS: tuple[tuple[type[GridscoreError], int], ...] = (
     (BadRecordError, 409),
     (JournalMissingError, 409),
     (MapNotFoundError, 409),
+    (UncertainError, 504),
     (GridError, 503),
 )
 
@@ -217,6 +219,9 @@ async def _refused(_request: Request, error: Exception) -> Response:
         status = next((number for kind, number in _STATUS if isinstance(error, kind)), 409)
         headers = headers if status == 503 else {}
         detail, more = error.message, {"hint": error.hint, "exit_code": error.exit_code}
+    elif isinstance(error, TimeoutError):
+        detail = f"It took more than {READ_SECONDS:.0f} seconds: others ask as well, or there is much to look at."
+        more = {"hint": "Ask again when less is asked for."}
     else:
         detail = "The cluster does not answer."
     value = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail, **more}

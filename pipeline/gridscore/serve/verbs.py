@@ -456,9 +456,9 @@ def _names_of(job: Job) -> list[str]:
     names = [job.name, job.events, job.results, job.model.name, *(each.map for each in job.lookups.values())]
     names += [job.late] if job.late else []
     names += [job.labels.map] if job.labels else []
-    names += [job.drift.alerts] if job.drift and job.drift.alerts else []
+    names.append(job.alerts_map)
     for source in job.sources.values():
-        names += [source.to, *getattr(source, "also", ())]
+        names += [source.to, *getattr(source, "also", ()), *getattr(source, "results", ())]
     return [*names, *(sink.results for sink in job.sinks.values())]
 
 
