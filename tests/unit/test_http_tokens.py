@@ -132,6 +132,22 @@ async def test_the_token_of_the_settings_opens_whatever_it_looks_like(issuer):
         assert await status(http, issuer.token(scope="reader"), "/jobs") == 200
 
 
+async def test_a_token_ends_with_its_time_for_who_has_come_with_it_too(issuer, monkeypatch):
+    monkeypatch.setattr(tokens, "LEEWAY_SECONDS", 0)
+    settings = PostSettings(oidc_issuer=issuer.address, oidc_audience=[AUDIENCE], oidc_grant=GRANTS)
+    async with StubCluster(partitions=4) as cluster:
+        guard = gate.Guard(await cluster.connect("guard"), settings)
+        short, long = [
+            await guard.caller({}, f"Bearer {issuer.token(exp=at)}") for at in (int(time.time()) + 3, 10**12)
+        ]
+        assert await guard.is_good(short)
+        async with asyncio.timeout(30):
+            while await guard.is_good(short):
+                await asyncio.sleep(0.1)
+        assert await guard.is_good(long)
+        await guard.close()
+
+
 async def test_a_token_opens_what_its_claim_is_granted(issuer):
     async with guarded(issuer) as http:
         assert await status(http, issuer.token()) == 200

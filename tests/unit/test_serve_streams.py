@@ -384,6 +384,67 @@ async def test_a_websocket_needs_a_key_and_a_page_that_may(monkeypatch):
                 assert b" 403 " in await reader.readuntil(b"\r\n")
 
 
+async def test_who_has_no_key_any_more_listens_no_longer(monkeypatch):
+    monkeypatch.setattr(gate, "WAIT_SECONDS", 0.0)
+    async with StubCluster(partitions=1) as cluster:
+        gridscore = await prepared(cluster, PLAIN)
+        keys = Keys(gridscore.grid)
+        (gone, text), (_, short) = await keys.create([Role.READ]), await keys.create([Role.READ], seconds=3)
+        _, stays = await keys.create([Role.READ])
+        async with serving(cluster, "plain", keys=True) as server, client(server) as http:
+            shown = [{"Authorization": f"Bearer {each}"} for each in (text, short, stays)]
+
+            async def left(socket):
+                last = await told(socket)
+                while "event" not in last:
+                    last = await told(socket)
+                with pytest.raises(ConnectionClosed) as closed:
+                    await socket.recv()
+                assert (last["event"], "no longer good" in last["error"]) == ("end", True)
+                assert closed.value.rcvd.code == 1008
+                return last["id"]
+
+            async with (
+                connected(server, additional_headers=shown[0]) as revoked,
+                connected(server, additional_headers=shown[1]) as expired,
+                connected(server, additional_headers=shown[2]) as other,
+            ):
+                http.headers.update(shown[0])
+                async with listening(http) as stream:
+                    place = (await told(other))["id"]
+                    await keys.revoke(gone.id)
+                    assert await left(revoked) == place
+                    kind, said = await stream.next()
+                    assert (kind, "no longer good" in said["error"], stream.place) == ("end", True, place)
+                assert (await http.get("/results/plain/stream")).status_code == 401
+                assert await left(expired) == place
+                await write(cluster, 0)
+                assert [each["key"] for each in (await results_of(other, 1))[0]] == ["k0"]
+            # Where results never cease, too.
+            key, text = await keys.create([Role.READ])
+            busy = {"additional_headers": {"Authorization": f"Bearer {text}"}}
+            await until_shown(http, text)
+            writing = asyncio.create_task(write(cluster, *range(1_000_000)))
+            try:
+                async with connected(server, **busy) as socket:
+                    await results_of(socket, 3)
+                    await keys.revoke(key.id)
+                    place = await left(socket)
+            finally:
+                writing.cancel()
+                await asyncio.gather(writing, return_exceptions=True)
+            async with connected(
+                server, f"/results/plain/stream?last_event_id={place}", additional_headers=shown[2]
+            ) as again:
+                assert "id" in await told(again)
+
+
+async def until_shown(http, text):
+    async with asyncio.timeout(30):
+        while (await http.get("/jobs", headers={"Authorization": f"Bearer {text}"})).status_code != 200:
+            await asyncio.sleep(0.05)
+
+
 async def test_a_server_that_stops_tells_websockets_their_place():
     async with StubCluster(partitions=8) as cluster:
         await prepared(cluster, PLAIN)

@@ -60,10 +60,10 @@ class Server:
         self._health = GridHealth(grid, JOBS_MAP)
         bodies = Bodies(settings.max_body, settings.max_waiting_bytes)
         self._scores = Scores(grid, self._settings, self.jobs, bodies)
-        self._streams = Streams(grid, self.jobs)
         inference = Inference(self._models, self._problem, bodies)
         self.http = HttpServer(grid, self._settings)
         guard, acting, self._observation = self.http.guard, Acting(grid), Observation(grid)
+        self._streams = Streams(grid, self.jobs, guard)
         self._dashboard = None
         if settings.dashboard:
             self._dashboard = Dashboard(grid, self._settings, guard, acting, self._observation)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
 import msgspec
+from hazelcast.errors import HazelcastError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 
@@ -23,25 +24,32 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from gridscore.grid import Grid
+    from gridscore.keys import Key
     from gridscore.serve.feed import Listener
     from gridscore.serve.live_jobs import LiveJobs
+    from gridscore.sources.http.gate import Guard
 
 MAX_LISTENERS = 500  # streams at once, of all jobs: half of the requests that there may be
 PLACE_SECONDS = 1.0  # how often a listener is told its place
 # After this time without a result a comment is sent, so that nobody on the way takes the connection for dead.
 IDLE_SECONDS = 15.0
+KEY_SECONDS = 0.5  # how often is looked whether the key is still good
 
-_RESTART, _AGAIN_LATER = 1012, 1013  # why a WebSocket is closed
+_NOT_PERMITTED, _RESTART, _AGAIN_LATER = 1008, 1012, 1013  # why a WebSocket is closed
 
 _PATH = re.compile(r"/results/([^/]+)/stream")
 _HEADERS = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 
 
+class _RefusedError(GridscoreError):
+    """Who listens may not any more."""
+
+
 class Streams:
     """Answers those who listen."""
 
-    def __init__(self, grid: Grid, jobs: LiveJobs) -> None:
-        self._grid, self._jobs = grid, jobs
+    def __init__(self, grid: Grid, jobs: LiveJobs, guard: Guard) -> None:
+        self._grid, self._jobs, self._guard = grid, jobs, guard
         self._feeds: dict[str, asyncio.Task[Feed]] = {}
         self.listeners = 0
 
@@ -89,15 +97,26 @@ class Streams:
         except GridscoreError as error:
             raise later(503, str(error)) from None
         feed.listeners += 1
+        refused = asyncio.ensure_future(self._refused(request.scope.get("gridscore.key")))
         try:
             decisions = frozenset(request.query_params.getlist("decision"))
             voice = _Events(send) if request.scope["type"] == "http" else _Messages(send, request.scope["subprotocols"])
-            work = asyncio.ensure_future(_tell_all(feed, listener, decisions, voice))
+            work = asyncio.ensure_future(_tell_all(feed, listener, decisions, voice, refused))
             await unless_left(receive, work)
         finally:
+            refused.cancel()
+            await asyncio.gather(refused, return_exceptions=True)
             feed.listeners -= 1
             if not feed.listeners:
                 feed.close()
+
+    async def _refused(self, key: Key | None) -> None:
+        """Return when a key is no longer good; never, if none had to be shown."""
+        while True:
+            await asyncio.sleep(KEY_SECONDS if key is not None else 3_600.0)
+            with suppress(HazelcastError, GridscoreError):  # looked up again
+                if key is not None and not await self._guard.is_good(key):
+                    return
 
     async def _feed(self, map_name: str) -> Feed:
         opening = self._feeds.get(map_name)
@@ -126,7 +145,7 @@ class _Events:
     async def be_there(self) -> None:
         await self._write(b":\n\n")
 
-    async def end(self, kind: str, place: str, why: str) -> None:
+    async def end(self, kind: str, _code: int, place: str, why: str) -> None:
         said = kind.encode(), place.encode(), msgspec.json.encode({"error": why})
         await self._write(b"event: %b\nid: %b\ndata: %b\n\n" % said, more=False)
 
@@ -154,15 +173,21 @@ class _Messages:
     async def be_there(self) -> None:
         pass
 
-    async def end(self, kind: str, place: str, why: str) -> None:
+    async def end(self, kind: str, code: int, place: str, why: str) -> None:
         await self._say(msgspec.json.encode({"event": kind, "error": why, "id": place}))
-        await self._send({"type": "websocket.close", "code": _AGAIN_LATER if kind == "cut" else _RESTART})
+        await self._send({"type": "websocket.close", "code": code})
 
     async def _say(self, text: bytes) -> None:
         await self._send({"type": "websocket.send", "text": text.decode()})
 
 
-async def _tell_all(feed: Feed, listener: Listener, decisions: Collection[str], voice: _Events | _Messages) -> None:
+async def _tell_all(
+    feed: Feed,
+    listener: Listener,
+    decisions: Collection[str],
+    voice: _Events | _Messages,
+    refused: asyncio.Future[None],
+) -> None:
     now = asyncio.get_running_loop().time
     await voice.begin(listener.place)
     told, lost = now(), 0
@@ -171,12 +196,16 @@ async def _tell_all(feed: Feed, listener: Listener, decisions: Collection[str], 
             coming = asyncio.ensure_future(anext(results))
             try:
                 while not coming.done():
-                    await asyncio.wait({coming}, timeout=IDLE_SECONDS)
-                    if not coming.done():
+                    if refused.done():
+                        raise _RefusedError("The key is no longer good.")
+                    done, _ = await asyncio.wait((coming, refused), timeout=IDLE_SECONDS, return_when="FIRST_COMPLETED")
+                    if not done:
                         await voice.be_there()
                 items = coming.result()
             except GridscoreError as error:
-                await voice.end("cut" if isinstance(error, CutOffError) else "end", listener.place, error.message)
+                kind, code = ("cut", _AGAIN_LATER) if isinstance(error, CutOffError) else ("end", _RESTART)
+                code = _NOT_PERMITTED if isinstance(error, _RefusedError) else code
+                await voice.end(kind, code, listener.place, error.message)
                 return
             finally:
                 if not coming.done():

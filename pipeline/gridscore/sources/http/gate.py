@@ -120,6 +120,12 @@ class Guard:
             return self._all
         return None if self._keys is None else await self._keys.get(name)
 
+    async def is_good(self, key: Key) -> bool:
+        """Whether what somebody has shown before is still good; errors as of `find`."""
+        if ":" in key.id:  # others vouch for who shows it
+            return not key.has_expired
+        return await self.of(key.id) is not None
+
     def wait(self, key: Key) -> int:
         """Seconds until a request of this key may pass; 0 if it may now, and then it counts."""
         return math.ceil(self._rates.wait(key, asyncio.get_running_loop().time()))

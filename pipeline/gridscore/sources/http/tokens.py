@@ -7,6 +7,7 @@ one algorithm, of which there are only those with public keys. A token only name
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import logging
 import math
 import ssl
@@ -31,6 +32,7 @@ _log = logging.getLogger(__name__)
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 
 LEEWAY_SECONDS = 30  # by how much the issuer's clock may differ from ours
+_LATEST = 1 << 37  # seconds since 1970 that a date can hold
 MAX_TOKEN, MAX_DOCUMENT, MAX_KEYS = 16 << 10, 256 << 10, 100
 
 FETCH_SECONDS = 5.0  # time to fetch the issuer's keys
@@ -97,7 +99,9 @@ class Tokens:
             return None
         values = _values(claims, self._claim)
         allowed = next((grant for value, grant in self._grants.items() if value in values), self._nothing)
-        return structs.replace(allowed, id=f"oidc:{visible(claims['sub'])}"[:100], digest=digest_of(text))
+        until = dt.datetime.fromtimestamp(min(int(claims["exp"]) + LEEWAY_SECONDS, _LATEST), dt.UTC)
+        name = f"oidc:{visible(claims['sub'])}"[:100]
+        return structs.replace(allowed, id=name, digest=digest_of(text), expires_at=until)
 
     async def _key(self, name: str) -> jwt.PyJWK | None:
         """The issuer's key of a name; what is known is used at once, and fetched again meanwhile."""
