@@ -6,7 +6,7 @@ import math
 import pytest
 from routed_world import ROUTED, RoutedWorld
 from window_world import JOB, WindowWorld
-from world import _text
+from world import _entries, _text
 
 from gridscore.features import EventDecoder
 from gridscore.features.windows import Windows
@@ -151,5 +151,43 @@ def test_no_more_are_kept_than_there_is_room_for_and_the_rest_are_counted():
         assert len(world.found_late()) == 3
         (status,) = world.ask(Observer(world.grid, "sim").look()).jobs
         assert status.totals["late"] == len(late)
+    finally:
+        world.close()
+
+
+def test_after_one_large_event_there_is_room_for_small_ones():
+    world = OwnLate()
+    try:
+        job = parse_job(f"{JOB}late: {LATE}\nmax_dead_letter_bytes: {1 << 21}\n", "simulation")
+        world.ask(world.client.submit(job, update=True))
+        world.start()
+        world.pay(20)
+        card, event = world.payment()
+        large = event | {"time": world.clock - 50_000.0, "note": "x" * 1_000_000}
+        world.ask(world.client.put_events("events.sim", {card: large}))
+        world.pay(40)
+        world.check_late()
+        assert max(len(_text(value)) for _, value in _entries(world.cluster, LATE)) > 1_000_000
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize(("request_name", "partition", "times"), [("Map.Size", None, 1), ("Map.PutAll", 2, 1_000)])
+def test_no_partition_waits_for_a_member_that_only_others_need(request_name, partition, times):
+    world = OwnLate()
+    try:
+        world.start()
+        world.pay(40)
+        world.settled()
+        world.advance(3.0)
+        fault = Fault(
+            "silence", applied=False, request=request_name, map="late.*", partition=partition, client="w*", times=times
+        )
+        world.cluster.faults.append(fault)
+        put = world.pay_at_once(60)
+        world.advance(5.0)
+        assert put.done()
+        assert fault.times < times
+        assert {where for where in world.events() if where[0] != partition} <= world.scores.keys()
     finally:
         world.close()

@@ -14,13 +14,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
+from hazelcast.errors import HazelcastError
 
 from gridscore.dead_letters.letters import letter_id, text_of_key
 from gridscore.grid import transport
+from gridscore.grid.wire import string_data
 from gridscore.grid.writer import MapWriter
 from gridscore.scoring.batches import Late
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
     from gridscore.features import EventColumns
     from gridscore.features.windows import Windows
     from gridscore.grid import Grid
@@ -31,6 +36,7 @@ _log = logging.getLogger(__name__)
 
 _KEEP_SECONDS = 7 * 86_400
 _LOOK_SECONDS, _SAY_SECONDS = 2.0, 10.0
+_USUAL_BYTES, _PART = 1_024, 10
 
 _encode = msgspec.json.Encoder().encode
 
@@ -54,43 +60,73 @@ class LateEvents:
     """Writes the late events of a job in one worker, as far as there is room: as much as for its dead letters.
 
     A worker asks for the size of the map now and then, and adds what it has written since: several at once may come to
-    more than that for a moment.
+    more than that for a moment. No result waits for the answer, which needs every member.
     """
 
-    def __init__(self, grid: Grid, job: Job) -> None:
+    def __init__(self, grid: Grid, job: Job, spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> None:
         self._grid = grid
         self._job = job
+        self._spawn = spawn
         self._map = MapWriter(grid, str(job.late))
-        self._looking = asyncio.Lock()
-        self._there, self._under_way, self._mean_bytes = 0, 0, 1.0
+        self._looking: asyncio.Task[None] | None = None
+        self._there = self._under_way = 0
+        self._weight, self._weighed = 0.0, 0.0  # entries that this worker has written, and their bytes
         self._looked_at = self._said_at = -math.inf
         self._left = 0
 
     async def prepare(self) -> None:
-        """See `MapWriter.prepare`."""
+        """See `MapWriter.prepare`; and look how many there are."""
         await self._map.prepare()
+        self._looking = self._spawn(self._look())
+        await asyncio.wait([self._looking], timeout=_LOOK_SECONDS)
 
     async def put(self, part: PartitionBatch) -> None:
-        """Write those of a partition, while its lease holds.
+        """Write those of a partition into the same partition of the map, while its lease holds.
 
-        Raises HazelcastError: at least one was not confirmed.
+        Raises HazelcastError: they were not confirmed.
         """
-        job = self._job
-        async with self._looking:
-            if (now := self._grid.clock()) - self._looked_at >= _LOOK_SECONDS:
-                there = await transport.map_size(self._grid.client, self._map.map_name)
-                self._there, self._looked_at = there + self._under_way, now
-        entries = [(letter_id(part.partition, each.key, each.raw), self._text(part, each)) for each in part.late]
-        self._mean_bytes = max(self._mean_bytes, sum(len(text) for _, text in entries) / len(entries))
-        most = min(job.max_dead_letters, int(job.max_dead_letter_bytes / self._mean_bytes))
-        kept = entries[: max(0, most - self._there)]
-        self._say(len(entries) - len(kept))
-        self._there += len(kept)
-        self._under_way += len(kept)
+        is_old = self._grid.clock() - self._looked_at >= _LOOK_SECONDS
+        if is_old and (self._looking is None or self._looking.done()):
+            self._looking = self._spawn(self._look())
+        texts = [self._text(part, each) for each in part.late]
+        count = self._fitting(texts)
+        self._say(len(texts) - count)
+        if not count:
+            return
+        hashed = part.partition + self._grid.partition_count
+        keys = [string_data(letter_id(part.partition, each.key, each.raw).encode(), hashed) for each in part.late]
+        self._there += count
+        self._under_way += count
+        self._weight += count
+        self._weighed += sum(map(len, texts[:count]))
         try:
-            await self._map.put(kept, until=part.cursor.until)
+            await self._map.put_partition(part.partition, keys[:count], texts[:count], until=part.cursor.until)
         finally:
-            self._under_way -= len(kept)
+            self._under_way -= count
+
+    async def _look(self) -> None:
+        """Look how many there are."""
+        try:
+            there = await transport.map_size(self._grid.client, self._map.map_name) + self._under_way
+        except HazelcastError as error:
+            _log.debug("%s: nobody says how many late events there are: %s", self._job.name, error)
+            return
+        if self._weight > there:  # some of those that were weighed are gone
+            self._weighed *= there / self._weight
+            self._weight = there
+        self._there, self._looked_at = there, self._grid.clock()
+
+    def _fitting(self, texts: list[bytes]) -> int:
+        """For how many, from the first, there is room."""
+        # If ours are a good part of all, those of others are like ours: one large event says nothing of thousands.
+        mean = self._weighed / self._weight if self._weight * _PART > self._there else _USUAL_BYTES
+        size, count = self._weighed + max(0.0, self._there - self._weight) * mean, 0
+        for text in texts[: max(0, self._job.max_dead_letters - self._there)]:
+            size += len(text)
+            if size > self._job.max_dead_letter_bytes:
+                break
+            count += 1
+        return count
 
     def _text(self, part: PartitionBatch, late: Late) -> bytes:
         about = {

@@ -130,7 +130,7 @@ class JobRunner:
             self._windows = WindowStates(grid, record, lambda p: group.record(p).origin, group.settled, group.bounds)
             group.read_at_most(self._windows.page_events)
         self._states = MapWriter(grid, self._windows.map_name) if self._windows is not None else None
-        self._late = LateEvents(grid, job) if job.late is not None and job.used_windows else None
+        self._late = LateEvents(grid, job, self._spawn) if job.late is not None and job.used_windows else None
         wants_reasons = job.result.reasons is not None
         self._reasons = Reasons(grid, job, self.group, self.stats) if wants_reasons else None
         self._scorer = Scorer(
