@@ -16,6 +16,7 @@ from test_stub_grid import booster
 from typer.testing import CliRunner
 
 from gridscore.cli import _commands
+from gridscore.client import experiments
 from gridscore.errors import ModelError, ModelMismatchError, UsageError
 from gridscore.features import FeaturePlan
 from gridscore.grid.records import Records
@@ -29,7 +30,8 @@ from gridscore.models.metrics import psi
 from gridscore.models.variants import GROUPS, VARIANTS, Counted, Counts, Tally, compared, holm, shift_of
 from gridscore.operations.status import Observer
 from gridscore.operations.wipe import remnants, wipe
-from gridscore.scoring import results
+from gridscore.scoring import live_experiment, results
+from gridscore.scoring.live_experiment import LiveExperiment
 from gridscore.scoring.scorer import Scorer
 from gridscore.scoring.stats import JobStats
 from gridscore.scoring.trial import ActiveModel, Trial, key_of
@@ -797,6 +799,45 @@ async def test_a_canary_whose_scores_shift_ends_by_itself_and_says_why():
                 await client.promote_experiment("payments")
             await client.stop_experiment("payments")
             assert await nothing_left(client)
+
+
+@pytest.mark.parametrize("is_forgotten", [True, False])
+async def test_an_alert_that_is_put_while_the_experiment_is_stopped_is_ended(monkeypatch, is_forgotten):
+    monkeypatch.setattr(experiments, "_WAIT_SECONDS", 0.1)
+    hangs, goes_on, has_told = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    alert, tell, forget = live_experiment.tell_alert, LiveExperiment._tell, experiments.forget
+
+    async def alert_late(*args, **options):
+        hangs.set()
+        await goes_on.wait()
+        await alert(*args, **options)
+
+    async def told(self, found, members):
+        await tell(self, found, members)
+        if hangs.is_set():
+            has_told.set()
+
+    async def forget_late(*args):
+        if is_forgotten:
+            await forget(*args)
+        goes_on.set()
+        await has_told.wait()
+        if not is_forgotten:
+            await forget(*args)
+
+    monkeypatch.setattr(live_experiment, "tell_alert", alert_late)
+    monkeypatch.setattr(LiveExperiment, "_tell", told)
+    monkeypatch.setattr(experiments, "forget", forget_late)
+    async with StubCluster(partitions=5) as stub:
+        client = await begun(stub)
+        async with stub.worker(), asyncio.timeout(30):
+            found = await client.start_experiment("payments", 2, split=50, max_psi=0.0001, least=20)
+            await takes_part(client, found)
+            await client.put_events("events.payments", {f"e{n}": {"amount": n % 200} for n in range(600)})
+            await hangs.wait()
+            await client.stop_experiment("payments")
+            (made,) = (await stub.results("alerts.payments", 1)).values()
+            assert (made["measure"], made["state"]) == ("experiment", "ended")
 
 
 async def test_a_job_that_is_submitted_anew_has_no_experiment_and_its_version_can_go():

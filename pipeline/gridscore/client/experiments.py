@@ -311,6 +311,8 @@ class ExperimentVerbs(ModelVerbs):
             if promoted in (None, each.version):
                 await self.models.note(found.model, action, version=each.version, why=why)
         await forget(grid, job, record.job.results)
+        for name, _ in last.experiment.named:  # put since by a worker, which had not seen that it is over
+            await tell_alert(grid, record.job, last.experiment, name, is_over=True)
         return last
 
 

@@ -251,7 +251,11 @@ class LiveExperiment:
                 await self._registry.note(found.model, what[0], version=each.version, why=each.why)
             await tell_alert(self._grid, self._record.job, found, name)
         record = await self._records.get(found.job)
-        if record is not None and experiment_in(record) == found:
+        now = None if record is None else experiment_in(record)
+        if now is None or now.id != found.id:  # who has stopped it may have seen no alert to end
+            for name, _ in untold:
+                await tell_alert(self._grid, self._record.job, found, name, is_over=True)
+        elif record is not None and now == found:
             all_told = tuple(replace(each, told=True) for each in found.challengers)
             with contextlib.suppress(ConflictError):  # looked at again
                 await self._records.replace(record, replace(found, challengers=all_told).to_json())
