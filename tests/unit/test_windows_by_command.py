@@ -4,12 +4,14 @@ import json
 from contextlib import asynccontextmanager
 
 import pytest
+from hazelcast.errors import TargetDisconnectedError
 from test_stub_grid import booster
 from typer.testing import CliRunner
 
-from gridscore.cli import _commands, options
+from gridscore.cli import _commands, jobs, options
 from gridscore.errors import JobError, TableError, UsageError
 from gridscore.job import JobState, parse_job
+from gridscore.operations import window_load
 from gridscore.testing import StubCluster
 
 JOB = """\
@@ -103,11 +105,33 @@ def test_submit_with_a_history_fills_the_windows_and_lets_the_job_score(command)
     assert (value["state"], value["loaded"]["states"]) == ("WAITING", 2)
 
 
-def test_a_job_whose_history_cannot_be_used_stays_suspended_and_the_way_on_is_told(command, tmp_path):
-    (tmp_path / "history.jsonl").write_text('{"card": "x"}\n')
+STAYS = f"suspended, its windows not filled. Once that is mended: {LOAD}"
+
+
+def test_a_job_whose_history_cannot_be_used_stays_suspended_and_the_way_on_is_told(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(window_load, "_CHUNK", 2)
+    (tmp_path / "history.jsonl").write_text(HISTORY + '{"card": "x"}\n')
     done = command(None, "submit", "job.yaml", "--history", "history.jsonl")
     assert isinstance(done.exception, TableError)
-    assert f"suspended, its windows not filled. Once that is mended: {LOAD}" in " ".join(done.stderr.split())
+    assert STAYS in " ".join(done.stderr.split())
+
+
+def test_the_way_on_is_told_whatever_has_ended_the_load(command, monkeypatch):
+    async def fill(*_args):
+        raise TargetDisconnectedError("gone")
+
+    monkeypatch.setattr(jobs, "fill", fill)
+    done = command(JobState.RUNNING, "submit", "job.yaml", "--history", "history.jsonl")
+    assert done.exit_code != 0
+    assert STAYS in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("rows", ['{"card": "x"}\n', HISTORY + HISTORY.replace("2026", "2025")])
+def test_a_history_that_begins_wrong_is_refused_before_the_job_is_suspended(command, tmp_path, rows):
+    (tmp_path / "history.jsonl").write_text(rows)
+    done = command(JobState.RUNNING, "submit", "job.yaml", "--history", "history.jsonl")
+    assert isinstance(done.exception, TableError)
+    assert "suspended" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import typer
 from gridscore.cli.options import AllowChanged, App, Connection, JobName, Json, Override, Why, ask, run_on
 from gridscore.cli.output import console, one_line, print_json, print_table, print_warnings, safe, with_moments
 from gridscore.cli.state import fill, moment_of, told_of
-from gridscore.errors import GridscoreError, UsageError
+from gridscore.errors import UsageError
 
 if TYPE_CHECKING:
     from gridscore.client import Client
@@ -64,6 +64,7 @@ def submit(
     from gridscore.job import JobState, load_job
     from gridscore.job.life import OVER
     from gridscore.models.fit import fit_warnings
+    from gridscore.operations.window_load import check_history
     from gridscore.scoring.preparation import warnings
     from gridscore.scoring.window_states import how_to_fill
 
@@ -73,6 +74,8 @@ def submit(
     if history is not None and not (job.used_windows and history.is_file()):
         raise UsageError(f"`{history}` is not a file." if job.used_windows else f"The job `{job.name}` has no windows.")
     moment = None if until is None else moment_of(until)
+    if history is not None:
+        check_history(job, history, moment)
 
     async def main(grid: Grid) -> tuple[JobRecord | None, JobRecord, int, list[str], Loaded | None]:
         client = Client(grid)
@@ -126,7 +129,7 @@ async def _filled(
         record = await client.jobs.suspend(record.name)
     try:
         loaded = await fill(client.grid, record, history, until)
-    except GridscoreError:
+    except BaseException:  # of the grid, or Ctrl-C
         way = f"`gridscore state load {record.name} HISTORY`, `gridscore resume {record.name}`"
         print_warnings([f"The job is submitted, and suspended, its windows not filled. Once that is mended: {way}."])
         raise

@@ -9,6 +9,7 @@ of what a worker has written meanwhile.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import time
 import zlib
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from gridscore.features import EventColumns
     from gridscore.grid import Grid
     from gridscore.group.lease_records import LeaseRecord
-    from gridscore.job import JobRecord
+    from gridscore.job import Job, JobRecord
 
 MOST_BYTES = 1 << 30  # states that are made at once
 _CHUNK = 8_192
@@ -98,7 +99,7 @@ async def load_states(
         raise JobError(f"The job `{record.name}` has no windows.")
     leases = await _leases(grid, record)
     await _require_still(grid, record, leases)
-    found, load = Loaded(until=math.inf if until is None else until), _Load(record, history, skip_bad=skip_bad)
+    found, load = Loaded(until=math.inf if until is None else until), _Load(record.job, history, skip_bad=skip_bad)
     writer = _Writer(grid, record, load.windows)
     low = 0
     while low < _SHARES:
@@ -124,6 +125,14 @@ async def load_states(
             f"Load again, with a later history: {_way(record.name)}",
         )
     return found
+
+
+def check_history(job: Job, history: Path, until: float | None = None) -> None:
+    """Look at the first rows of a history, before a job is suspended for it.
+
+    Raises TableError if it cannot be read, or they are bad or out of order.
+    """
+    _Load(job, history, skip_bad=False).check(until)
 
 
 async def _leases(grid: Grid, record: JobRecord) -> list[LeaseRecord]:
@@ -163,12 +172,20 @@ def _way(name: str) -> str:
 class _Load:
     """A history, read as often as its entities need."""
 
-    def __init__(self, record: JobRecord, history: Path, *, skip_bad: bool) -> None:
-        self._job = record.job
+    def __init__(self, job: Job, history: Path, *, skip_bad: bool) -> None:
+        self._job = job
         self._history, self._skip_bad = history, skip_bad
-        self._decoder = EventDecoder(record.job)
-        self.windows = Windows(record.job)
-        self.states: list[dict[Any, bytes]] = []
+        self._decoder = EventDecoder(job)
+        self.windows = Windows(job)
+        self.states: list[dict[Any, bytes]] = [{} for _ in self.windows.layouts]
+
+    def check(self, until: float | None) -> None:
+        """See `check_history`."""
+        schema = self._job.schema_
+        with read_chunks(self._history, kinds_of(schema), _CHUNK) as (_, chunks):
+            for frame in itertools.islice(chunks, 1):
+                rows = list(rows_as_json(frame, schema, str(self._history)))
+                self._add(self._events(rows, Loaded(until=math.inf if until is None else until)), 0, _SHARES)
 
     async def read(self, low: int, found: Loaded, on_progress: Callable[[int, int], None]) -> int:
         """Make the states of the entities from a share on; returns the first share for which there was no room."""
