@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
     from pathlib import Path
 
+    from rich.status import Status
+
     from gridscore.grid import Grid
     from gridscore.job import Job
 
@@ -130,8 +132,24 @@ async def _requests(workers: list[LeashedProcess]) -> int:
     return sum(sum(msgspec.json.decode(file.read_bytes())["requests"].values()) for file in files)
 
 
-def medians(found: dict[str, list[dict[str, float]]]) -> list[tuple[str | float, ...]]:
+Found = dict[str, list[dict[str, float]]]
+"""What each way of doing it has shown, round by round."""
+
+
+async def in_turn(
+    ways: Iterable[str], rounds: int, status: Status, work: Callable[[str], Awaitable[dict[str, float]]]
+) -> Found:
+    """Measure each way once a round."""
+    found: Found = {way: [] for way in ways}
+    for number in range(rounds):
+        for way, runs in found.items():
+            status.update(f"round {number + 1}: {way}")
+            runs.append(await work(way))
+    return found
+
+
+def medians(found: Found, columns: Iterable[str] = tuple(COLUMNS)) -> list[tuple[str | float, ...]]:
     """A row for each way: its name, and the medians of its columns."""
     return [
-        (way, *(statistics.median(each[column] for each in runs) for column in COLUMNS)) for way, runs in found.items()
+        (way, *(statistics.median(each[column] for each in runs) for column in columns)) for way, runs in found.items()
     ]

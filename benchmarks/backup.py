@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -21,10 +19,9 @@ import typer
 import xgboost as xgb
 
 from benchmarks.crew import Crew
-from gridscore.cli.output import errors, print_json, print_table, run
+from gridscore.cli.bench import measured
+from gridscore.cli.output import print_json, print_table
 from gridscore.client.client import Client
-from gridscore.grid import GridSettings, connect
-from gridscore.grid.member import Cluster
 from gridscore.job import parse_job
 from gridscore.operations.backup import Backup, backups_of
 from gridscore.operations.restore_points import Points
@@ -33,8 +30,12 @@ from gridscore.testing.postgres import PostgresServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
+
+    from rich.status import Status
 
     from gridscore.grid import Grid
+    from gridscore.grid.member import Cluster
 
 NAME = "bench-backup"
 JOB = f"""\
@@ -121,6 +122,23 @@ class _Bench:
         return oldest
 
 
+def _in_folder(folder: Path) -> tuple[str, Callable[[], int]]:
+    """Where points go, and what tells how many bytes they have."""
+    place = folder / "points"
+    return str(place), lambda: sum(each.stat().st_size for each in place.rglob("*") if each.is_file())
+
+
+def _in_postgres(stack: contextlib.ExitStack, folder: Path) -> tuple[str, Callable[[], int]]:
+    server = stack.enter_context(PostgresServer.start(folder, fsync="on"))
+
+    def size() -> int:
+        there = server.execute("SELECT to_regclass('gridscore_backup') IS NOT NULL", "backup")[0][0]
+        text = "SELECT coalesce(sum(length(data)), 0) FROM gridscore_backup"
+        return int(server.execute(text, "backup")[0][0]) if there else 0
+
+    return server.create_database("backup"), size
+
+
 def main(
     *,
     entities: Annotated[int, typer.Option(min=1_000, max=5_000_000)] = 1_000_000,
@@ -136,45 +154,22 @@ def main(
     Example: python -m benchmarks.backup --entities 1000000
     """
 
-    async def measure(cluster: Cluster, folder: Path, place: str, size: Callable[[], int]) -> dict[str, Any]:
-        settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)
-        async with await connect(settings) as grid:
-            bench, crew = _Bench(Client(grid), entities), Crew(grid, NAME, folder)
+    async def work(grid: Grid, _cluster: Cluster, folder: Path, status: Status) -> dict[str, Any]:
+        status.update("measuring")
+        bench, crew = _Bench(Client(grid), entities), Crew(grid, NAME, folder)
+        with contextlib.ExitStack() as stack:
+            place, size = _in_postgres(stack, folder) if postgres else _in_folder(folder)
             await bench.prepare(folder)
-            try:
-                crew.start()
-                await crew.balanced()
-                with contextlib.closing(Points.write(place)) as points:
-                    backup = Backup(grid, points, every=every)
-                    looks = await bench.looks(backup, size)
-                    oldest = await bench.steady(backup, grid, rate, seconds)
-            finally:
-                crew.close()
-            resident = psutil.Process(os.getpid()).memory_info().rss >> 20
-            return {"looks": looks, "oldest_point_seconds": round(oldest, 2), "resident_mib": resident}
+            stack.callback(crew.close)
+            crew.start()
+            await crew.balanced()
+            backup = Backup(grid, stack.enter_context(contextlib.closing(Points.write(place))), every=every)
+            looks = await bench.looks(backup, size)
+            oldest = await bench.steady(backup, grid, rate, seconds)
+        resident = psutil.Process(os.getpid()).memory_info().rss >> 20
+        return {"looks": looks, "oldest_point_seconds": round(oldest, 2), "resident_mib": resident}
 
-    with (
-        tempfile.TemporaryDirectory(prefix="gridscore-backup-") as name,
-        contextlib.ExitStack() as stack,
-        Cluster.start(1, port=0, heap=heap, register=False) as cluster,
-        errors.status("measuring"),
-    ):
-        folder = Path(name)
-        if postgres:
-            server = stack.enter_context(PostgresServer.start(folder, fsync="on"))
-            place = server.create_database("backup")
-
-            def size() -> int:
-                there = server.execute("SELECT to_regclass('gridscore_backup') IS NOT NULL", "backup")[0][0]
-                text = "SELECT coalesce(sum(length(data)), 0) FROM gridscore_backup"
-                return int(server.execute(text, "backup")[0][0]) if there else 0
-        else:
-            place = str(folder / "points")
-
-            def size() -> int:
-                return sum(each.stat().st_size for each in Path(place).rglob("*") if each.is_file())
-
-        report = run(measure(cluster, folder, place, size))
+    report = measured(1, heap, work)
     if as_json:
         print_json(report)
         return

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-import statistics
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -20,13 +17,14 @@ import numpy as np
 import typer
 import xgboost as xgb
 
+from benchmarks.backlog import Found, in_turn, medians
 from benchmarks.crew import Crew
-from gridscore.cli.output import errors, print_json, print_table, run
+from gridscore.cli.bench import measured
+from gridscore.cli.output import print_json, print_table
 from gridscore.dead_letters.letters import map_of
 from gridscore.errors import GridscoreError
 from gridscore.features import EventDecoder
-from gridscore.grid import GridSettings, connect, transport
-from gridscore.grid.member import Cluster
+from gridscore.grid import transport
 from gridscore.grid.writer import MapWriter
 from gridscore.job import Jobs, parse_job
 from gridscore.models import Registry
@@ -34,7 +32,12 @@ from gridscore.operations.status import Observer
 from gridscore.scoring.preparation import prepare
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.status import Status
+
     from gridscore.grid import Grid
+    from gridscore.grid.member import Cluster
     from gridscore.job import Job
 
 _JOB = """\
@@ -148,30 +151,16 @@ def main(
     Example: python -m benchmarks.malformed --rounds 3
     """
 
-    async def measure(cluster: Cluster, folder: Path) -> dict[str, list[dict[str, float]]]:
-        settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)
-        found: dict[str, list[dict[str, float]]] = {"good alone": [], "with malformed": []}
-        async with await connect(settings) as grid:
-            await Registry(grid).push(_model(), "malformed", alias="champion")
-            with errors.status("starting") as status:
-                for number in range(rounds):
-                    for way, count in zip(found, (0, bad), strict=True):
-                        status.update(f"round {number + 1}: {way}")
-                        found[way].append(await _round(grid, folder, events, count, letters))
-        return found
+    async def work(grid: Grid, _cluster: Cluster, folder: Path, status: Status) -> Found:
+        await Registry(grid).push(_model(), "malformed", alias="champion")
+        ways = {"good alone": 0, "with malformed": bad}
+        return await in_turn(ways, rounds, status, lambda way: _round(grid, folder, events, ways[way], letters))
 
-    with (
-        tempfile.TemporaryDirectory(prefix="gridscore-malformed-") as folder,
-        Cluster.start(members, port=0, heap=heap) as cluster,
-    ):
-        found = run(measure(cluster, Path(folder)))
+    found = measured(members, heap, work)
     if as_json:
         print_json({"events": events, "bad": bad, "members": members, "rounds": found})
         return
-    columns = ("good_per_s", "results", "dead_letters", "only_counted")
-    rows = [
-        (way, *(statistics.median(each[column] for each in runs) for column in columns)) for way, runs in found.items()
-    ]
+    rows = medians(found, ("good_per_s", "results", "dead_letters", "only_counted"))
     print_table(("STREAM", "GOOD EVENTS/S", "RESULTS", "DEAD LETTERS", "ONLY COUNTED"), rows, empty="")
 
 

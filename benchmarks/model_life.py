@@ -7,10 +7,8 @@ is compared with the plain job of the same round.
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -19,18 +17,23 @@ import pandas as pd
 import typer
 import xgboost as xgb
 
-from benchmarks.backlog import COLUMNS, Backlog, medians
-from gridscore.cli.output import errors, print_json, print_table, run
+from benchmarks.backlog import COLUMNS, Backlog, Found, in_turn, medians
+from gridscore.cli.bench import measured
+from gridscore.cli.output import print_json, print_table
 from gridscore.client.client import Client
 from gridscore.features import offline_matrix
-from gridscore.grid import GridSettings, connect
-from gridscore.grid.member import Cluster
 from gridscore.grid.writer import MapWriter
 from gridscore.job import parse_job
 from gridscore.proving.bench import card
 from gridscore.proving.bench.throughput import fill_lookups
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.status import Status
+
+    from gridscore.grid import Grid
+    from gridscore.grid.member import Cluster
     from gridscore.job import Job
 
 MODEL = "bench-card"
@@ -100,26 +103,15 @@ def main(
     Example: python -m benchmarks.model_life --rounds 5
     """
 
-    async def measure(cluster: Cluster, folder: Path) -> dict[str, list[dict[str, float]]]:
-        settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)
-        found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-        async with await connect(settings) as grid:
-            await fill_lookups(grid)
-            ways = _Ways(Client(grid), Backlog(grid, cluster.pids, folder), events)
-            await ways.push()
-            with errors.status("warming up") as status:
-                await ways.round(PLAIN)
-                for number in range(rounds):
-                    for way in WAYS:
-                        status.update(f"round {number + 1}: {way}")
-                        found[way].append(await ways.round(way))
-        return found
+    async def work(grid: Grid, cluster: Cluster, folder: Path, status: Status) -> Found:
+        await fill_lookups(grid)
+        ways = _Ways(Client(grid), Backlog(grid, cluster.pids, folder), events)
+        await ways.push()
+        status.update("warming up")
+        await ways.round(PLAIN)
+        return await in_turn(WAYS, rounds, status, ways.round)
 
-    with (
-        tempfile.TemporaryDirectory(prefix="gridscore-life-") as folder,
-        Cluster.start(members, port=0, heap=heap, register=False) as cluster,
-    ):
-        found = run(measure(cluster, Path(folder)))
+    found = measured(members, heap, work)
     ratios = {
         way: {
             column: round(statistics.median(a[column] / b[column] for a, b in zip(runs, found[PLAIN], strict=True)), 3)

@@ -8,9 +8,7 @@ members, and requests of the workers.
 from __future__ import annotations
 
 import random
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -18,14 +16,19 @@ import numpy as np
 import typer
 import xgboost as xgb
 
-from benchmarks.backlog import COLUMNS, Backlog, medians
-from gridscore.cli.output import errors, print_json, print_table, run
-from gridscore.grid import GridSettings, connect
-from gridscore.grid.member import Cluster
+from benchmarks.backlog import COLUMNS, Backlog, Found, in_turn, medians
+from gridscore.cli.bench import measured
+from gridscore.cli.output import print_json, print_table
 from gridscore.job import parse_job
 from gridscore.models import Registry
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.status import Status
+
+    from gridscore.grid import Grid
+    from gridscore.grid.member import Cluster
     from gridscore.job import Job
 
 _JOB = """\
@@ -88,24 +91,12 @@ def main(
     Example: python -m benchmarks.windows --events 200000 --rounds 3
     """
 
-    async def measure(cluster: Cluster, folder: Path) -> dict[str, list[dict[str, float]]]:
-        settings = GridSettings(members=cluster.addresses, cluster_name=cluster.cluster_name)
-        found: dict[str, list[dict[str, float]]] = {way: [] for way in _WAYS}
-        async with await connect(settings) as grid:
-            await Registry(grid).push(_model(), "windows", alias="champion")
-            backlog = Backlog(grid, cluster.pids, folder, workers)
-            with errors.status("starting") as status:
-                for number in range(rounds):
-                    for way in _WAYS:
-                        status.update(f"round {number + 1}: {way}")
-                        found[way].append(await _round(backlog, way, events, cards))
-        return found
+    async def work(grid: Grid, cluster: Cluster, folder: Path, status: Status) -> Found:
+        await Registry(grid).push(_model(), "windows", alias="champion")
+        backlog = Backlog(grid, cluster.pids, folder, workers)
+        return await in_turn(_WAYS, rounds, status, lambda way: _round(backlog, way, events, cards))
 
-    with (
-        tempfile.TemporaryDirectory(prefix="gridscore-windows-") as folder,
-        Cluster.start(members, port=0, heap=heap) as cluster,
-    ):
-        found = run(measure(cluster, Path(folder)))
+    found = measured(members, heap, work)
     if as_json:
         print_json({"events": events, "cards": cards, "workers": workers, "members": members, "ways": found})
         return
