@@ -30,11 +30,11 @@ class QualityCounter:
         lookups: Mapping[str, int],  # slots of the rows found in each lookup's table, by name
         # Slots of the texts that are made a category, or a number that was learnt, by feature.
         texts: Mapping[str, int],
-        categories: Mapping[str, Collection[str]],  # the texts that the model knows, by feature
+        known: Mapping[str, Collection[str]],  # the texts that the model knows, by feature
     ) -> None:
         self._features = features
         self._lookups = list(lookups.items())
-        self._texts = [(name, slot, frozenset(categories.get(name, ())).__contains__) for name, slot in texts.items()]
+        self._texts = [(name, slot, frozenset(known.get(name, ())).__contains__) for name, slot in texts.items()]
         self._batches = 0
         self._events = 0.0
         self._missing = np.zeros(len(features))

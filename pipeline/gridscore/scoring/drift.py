@@ -99,7 +99,7 @@ class Sketch:
         shares = {name: (n - self._unseen[name]) / max(seen, 1) for name, n in self._quality.unseen.items()}
         self._begin()
         return rows, tuple(
-            # What is no category is missing, too; an encoding has a number for it.
+            # A category that is not known counts as missing, too; an encoding has a number for it.
             (*each, min(round(shares.get(name, 0.0) * rows), each[-1] if name in self._categories else rows))
             for name, each in zip(self.baseline.columns, counts, strict=True)
         )
