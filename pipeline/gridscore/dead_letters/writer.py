@@ -19,7 +19,7 @@ from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.job.types import DEAD_LETTER_BYTES, DEAD_LETTERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from gridscore.dead_letters.letters import DeadLetter
     from gridscore.grid import Grid
@@ -49,6 +49,28 @@ class Put(NamedTuple):
     left: list[DeadLetter]  # those without room
 
 
+class Weights:
+    """How many bytes a map has, by those of its entries that this process has written."""
+
+    def __init__(self) -> None:
+        self._entries, self._bytes = 0.0, 0.0
+
+    def add(self, texts: Collection[bytes]) -> None:
+        """Count entries that are written."""
+        self._entries += len(texts)
+        self._bytes += sum(map(len, texts))
+
+    def of(self, there: int) -> float:
+        """About how many bytes so many entries have, all that the map has by now."""
+        if self._entries > there:  # some of ours are gone
+            self._bytes *= there / self._entries
+            self._entries = there
+        # If ours are a good part of all, those of others are like ours: one large entry says nothing of thousands.
+        is_part = self._entries > 0 and self._entries * _PART >= there
+        mean = self._bytes / self._entries if is_part else _USUAL_BYTES
+        return self._bytes + (there - self._entries) * mean
+
+
 class _Text(NamedTuple):
     dead: DeadLetter
     id: str
@@ -69,7 +91,7 @@ class LetterWriter:
         self._looking = asyncio.Lock()
         self._looked_at = float("-inf")
         self._entries, self._size = 0, 0.0  # room that this process may take
-        self._weight, self._weighed = 0.0, 0.0  # letters that the mean size is of, and their bytes
+        self._weights = Weights()
         self._under_way = self._sought = 0
         self._unsaid = self._unkept_unsaid = 0
         self._said_at = float("-inf")
@@ -118,8 +140,7 @@ class LetterWriter:
                     break
                 await self._writer.put(((each.id, each.text) for each in kept), until=until)
                 new += len(kept)
-                self._weight += len(kept)
-                self._weighed += sum(len(each.text) for each in kept)
+                self._weights.add([each.text for each in kept])
                 if count < len(kept):
                     await self.look()
             return Put(new, [each.dead for each in left])
@@ -213,14 +234,9 @@ class LetterWriter:
     async def _look(self, letters: Sequence[_Text] = ()) -> None:
         """Look how much room there is for letters like these."""
         there = await self.count()
-        if self._weight > there:  # some of those that were weighed have been removed
-            self._weighed *= there / self._weight
-            self._weight = there
         largest = max((len(each.text) for each in letters), default=1)
-        # If ours are a good part of all, those of others are like ours: one large letter says nothing of thousands.
-        mean = self._weighed / self._weight if self._weight and self._weight * _PART >= there else _USUAL_BYTES
         entries = self._limits.entries - there
-        size = self._limits.size - self._weighed - (there - self._weight) * mean
+        size = self._limits.size - self._weights.of(there)
         share = min(1.0, max(0.0, self._share()))
         self._entries = max(0, math.ceil(entries * share))
         self._size = max(size * share, min(size, largest), 0.0)

@@ -17,6 +17,7 @@ import numpy as np
 from hazelcast.errors import HazelcastError
 
 from gridscore.dead_letters.letters import letter_id, text_of_key
+from gridscore.dead_letters.writer import Weights
 from gridscore.grid import transport
 from gridscore.grid.wire import string_data
 from gridscore.grid.writer import MapWriter
@@ -36,7 +37,6 @@ _log = logging.getLogger(__name__)
 
 _KEEP_SECONDS = 7 * 86_400
 _LOOK_SECONDS, _SAY_SECONDS = 2.0, 10.0
-_USUAL_BYTES, _PART = 1_024, 10
 
 _encode = msgspec.json.Encoder().encode
 
@@ -70,7 +70,7 @@ class LateEvents:
         self._map = MapWriter(grid, str(job.late))
         self._looking: asyncio.Task[None] | None = None
         self._there = self._under_way = 0
-        self._weight, self._weighed = 0.0, 0.0  # entries that this worker has written, and their bytes
+        self._weights = Weights()
         self._looked_at = self._said_at = -math.inf
         self._left = 0
 
@@ -97,8 +97,7 @@ class LateEvents:
         keys = [string_data(letter_id(part.partition, each.key, each.raw).encode(), hashed) for each in part.late]
         self._there += count
         self._under_way += count
-        self._weight += count
-        self._weighed += sum(map(len, texts[:count]))
+        self._weights.add(texts[:count])
         try:
             await self._map.put_partition(part.partition, keys[:count], texts[:count], until=part.cursor.until)
         finally:
@@ -111,16 +110,11 @@ class LateEvents:
         except HazelcastError as error:
             _log.debug("%s: nobody says how many late events there are: %s", self._job.name, error)
             return
-        if self._weight > there:  # some of those that were weighed are gone
-            self._weighed *= there / self._weight
-            self._weight = there
         self._there, self._looked_at = there, self._grid.clock()
 
     def _fitting(self, texts: list[bytes]) -> int:
         """For how many, from the first, there is room."""
-        # If ours are a good part of all, those of others are like ours: one large event says nothing of thousands.
-        mean = self._weighed / self._weight if self._weight * _PART > self._there else _USUAL_BYTES
-        size, count = self._weighed + max(0.0, self._there - self._weight) * mean, 0
+        size, count = self._weights.of(self._there), 0
         for text in texts[: max(0, self._job.max_dead_letters - self._there)]:
             size += len(text)
             if size > self._job.max_dead_letter_bytes:
