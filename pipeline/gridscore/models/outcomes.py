@@ -208,10 +208,7 @@ def _width(labels: int, least: int, alpha: float) -> float:
 
 def _measure(bound: Bound, rows: Rows, decisions: Sequence[str], costs: Mapping[str, tuple[float, float]]) -> _Judged:
     if bound.name == "cost":
-        values = np.full(len(rows.labels), np.nan)
-        for number, name in enumerate(decisions):
-            for label, cost in enumerate(costs.get(name, ())):
-                values[(rows.decisions == number) & (rows.labels == label)] = cost
+        values = costs_of(rows.decisions, rows.labels, decisions, costs)
         return _mean(values, ~np.isnan(values), [cost for each in costs.values() for cost in each])
     if bound.name not in ("precision", "recall"):
         of = measure(bound.name, rows.labels, rows.scores)  # type: ignore[arg-type]
@@ -223,6 +220,20 @@ def _measure(bound: Bound, rows: Rows, decisions: Sequence[str], costs: Mapping[
     decided, positive = rows.decisions == decisions.index(bound.decision), rows.labels == 1
     both = (positive, decided) if bound.name == "precision" else (decided, positive)
     return _mean(*both, (0.0, 1.0))
+
+
+def costs_of(
+    decisions: NDArray[np.integer],
+    labels: NDArray[np.float64],
+    names: Sequence[str],
+    costs: Mapping[str, tuple[float, float]],
+) -> NDArray[np.float64]:
+    """What the decision of each row, a place in `names`, costs by its label; NaN where that is not known."""
+    values = np.full(len(labels), np.nan)
+    for number, name in enumerate(names):
+        for label, cost in enumerate(costs.get(name, ())):
+            values[(decisions == number) & (labels == label)] = cost
+    return values
 
 
 def _mean(values: NDArray[np.generic], where: NDArray[np.bool_], possible: Sequence[float]) -> _Judged:

@@ -17,6 +17,7 @@ from gridscore.errors import JobError, UsageError
 from gridscore.grid import transport
 from gridscore.grid.entries import walk
 from gridscore.job import Jobs
+from gridscore.models.outcomes import costs_of
 from gridscore.operations.backtest import iso, judged, require
 from gridscore.scoring.labels import LARGEST, MOST_ROWS, PAGE, KnownLabels, result_of
 
@@ -116,16 +117,13 @@ def _row(result: dict[str, Any], since: float) -> tuple[_Group, float, float] | 
 
 def _judged(job: Job, group: _Group, rows: _Rows) -> dict[str, Any]:
     model, version, variant = group
-    costs_of = {} if job.labels is None else job.labels.cost
-    columns = {"time": np.array(rows.times), "label": np.array(rows.labels), "value": np.full(len(rows.times), np.nan)}
-    decisions = np.array(rows.decisions, np.int16)
-    for number, decision in enumerate(job.decisions):
-        for label, cost in enumerate(costs_of.get(decision.decision, ())):
-            columns["value"][(decisions == number) & (columns["label"] == label)] = cost
+    decisions, labels = np.array(rows.decisions, np.int16), np.array(rows.labels)
     names = [decision.decision for decision in job.decisions]
+    values = costs_of(decisions, labels, names, {} if job.labels is None else job.labels.cost)
+    columns = {"time": np.array(rows.times), "label": labels, "value": values}
     found = judged(np.array(rows.scores, np.float32), decisions, names, columns)
-    known = ~np.isnan(columns["label"])
-    costs = columns["value"][~np.isnan(columns["value"])]
+    known = ~np.isnan(labels)
+    costs = values[~np.isnan(values)]
     if len(costs):
         found["metrics"]["cost"] = float(costs.mean())
     return {
@@ -136,7 +134,7 @@ def _judged(job: Job, group: _Group, rows: _Rows) -> dict[str, Any]:
         "scored": len(known),
         "labels": int(known.sum()),
         "unlabelled": int((~known).sum()),
-        "label_mean": float(columns["label"][known].mean()) if known.any() else None,
+        "label_mean": float(labels[known].mean()) if known.any() else None,
         "from": iso(columns["time"].min()),
         "to": iso(columns["time"].max()),
         **found,
