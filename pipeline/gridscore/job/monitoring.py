@@ -11,6 +11,7 @@ from gridscore.job.types import Duration, MapName, Strict, seconds_of
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 _Outcome = Annotated[_Text, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Metric = Literal["auc", "accuracy", "precision", "recall", "log_loss", "brier", "cost", "rmse", "mae"]
 
 
 def _window(value: str) -> str:
@@ -71,9 +72,7 @@ class Labels(Strict):
 class OutcomeBound(Strict):
     """How good a metric of a challenger must be, by labels."""
 
-    name: Literal["auc", "accuracy", "precision", "recall", "log_loss", "brier", "cost", "rmse", "mae"] = Field(
-        description="The metric."
-    )
+    name: Metric = Field(description="The metric.")
     decision: _Text | None = Field(default=None, description="Of `precision` and `recall`: of which decision.")
     at_least: _Number | None = Field(default=None, description="Its lowest value, of metrics that are to be high.")
     at_most: _Number | None = Field(default=None, description="Its highest value, of the others.")

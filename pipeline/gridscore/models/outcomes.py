@@ -8,14 +8,15 @@ come of leaving out each group of entities in turn (the jackknife), so an entity
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 from msgspec import Meta, Struct
 
 from gridscore.errors import ModelError
 from gridscore.grid.records import Count  # noqa: TC001 -- msgspec reads the annotations
-from gridscore.models.metrics import measure
+from gridscore.job.monitoring import Metric  # noqa: TC001 -- msgspec reads the annotations
+from gridscore.models.metrics import HIGHER_IS_BETTER, measure
 from gridscore.models.variants import VARIANTS, Variant
 
 if TYPE_CHECKING:
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
 
     from gridscore.models.metrics import Measure
 
-Metric = Literal["auc", "accuracy", "precision", "recall", "log_loss", "brier", "cost", "rmse", "mae"]
-RISING = frozenset(("auc", "accuracy", "precision", "recall"))  # the better the higher they are
-
+_RISING = HIGHER_IS_BETTER | {"precision", "recall"}
 _MEANS = frozenset(("accuracy", "precision", "recall", "cost"))  # of values so few that all rows may have the same one
 _LEAST_ROWS = 30  # of these metrics, that count for one
 _LEAST_GROUPS = 8
@@ -173,7 +172,7 @@ def _outcome(bound: Bound, judged: list[_Judged], rows: list[Rows], width: float
     except ZeroDivisionError:  # without this group there is nothing left
         raise ModelError(few) from None
     made: dict[str, float | str] = {"value": values[0]}
-    sign = 1.0 if bound.name in RISING else -1.0
+    sign = 1.0 if bound.name in _RISING else -1.0
     of, replicates = values[0], without[:, 0]
     if len(values) == 2:
         of, replicates = sign * (values[1] - values[0]), sign * (without[:, 1] - without[:, 0])
