@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import closing
 
 import pytest
 from routed_world import ROUTED, RoutedWorld
@@ -10,7 +11,6 @@ from world import _entries, _text
 
 from gridscore.features import EventDecoder
 from gridscore.features.windows import Windows
-from gridscore.job import parse_job
 from gridscore.operations.status import Observer
 from gridscore.testing import Fault
 
@@ -58,8 +58,8 @@ class _Late:
 class OwnLate(_Late, WindowWorld):
     """Windows with the events' own key."""
 
-    def __init__(self, **options):
-        super().__init__(job=f"{JOB}late: {LATE}\n", **options)
+    def __init__(self, more="", **options):
+        super().__init__(job=f"{JOB}late: {LATE}\n{more}", **options)
 
     events = RoutedWorld.events
 
@@ -99,12 +99,7 @@ def test_a_worker_may_die_after_each_step(world, step, count):
     first = world.start()
     world.pay(20)
     world.settled()
-    put = world.pay_at_once(40)
-    world.after_the_next(step, count)
-    world.kill(first)
-    world.start()
-    world.settled()
-    assert put.done()
+    world.take_over_after(step, count, first)
     world.pay(20)
     world.check_late()
 
@@ -128,20 +123,12 @@ def test_a_worker_may_die_while_it_does_not_know_whether_late_events_were_writte
     world.pay(20)
     world.settled()
     world.cluster.faults.append(Fault("timeout", applied=True, request="Map.PutAll", map=target, client="w*", times=2))
-    put = world.pay_at_once(40)
-    world.after_the_next(LATE)
-    world.kill(first)
-    world.start()
-    world.settled()
-    assert put.done()
+    world.take_over_after(LATE, 1, first)
     world.check_late()
 
 
 def test_no_more_are_kept_than_there_is_room_for_and_the_rest_are_counted():
-    world = OwnLate()
-    try:
-        job = parse_job(f"{JOB}late: {LATE}\nmax_dead_letters: 3\n", "simulation")
-        world.ask(world.client.submit(job, update=True))
+    with closing(OwnLate("max_dead_letters: 3\n")) as world:
         world.start()
         world.pay(40)
         world.settled()
@@ -151,15 +138,10 @@ def test_no_more_are_kept_than_there_is_room_for_and_the_rest_are_counted():
         assert len(world.found_late()) == 3
         (status,) = world.ask(Observer(world.grid, "sim").look()).jobs
         assert status.totals["late"] == len(late)
-    finally:
-        world.close()
 
 
 def test_after_one_large_event_there_is_room_for_small_ones():
-    world = OwnLate()
-    try:
-        job = parse_job(f"{JOB}late: {LATE}\nmax_dead_letter_bytes: {1 << 21}\n", "simulation")
-        world.ask(world.client.submit(job, update=True))
+    with closing(OwnLate(f"max_dead_letter_bytes: {1 << 21}\n")) as world:
         world.start()
         world.pay(20)
         card, event = world.payment()
@@ -168,14 +150,11 @@ def test_after_one_large_event_there_is_room_for_small_ones():
         world.pay(40)
         world.check_late()
         assert max(len(_text(value)) for _, value in _entries(world.cluster, LATE)) > 1_000_000
-    finally:
-        world.close()
 
 
 @pytest.mark.parametrize(("request_name", "partition", "times"), [("Map.Size", None, 1), ("Map.PutAll", 2, 1_000)])
 def test_no_partition_waits_for_a_member_that_only_others_need(request_name, partition, times):
-    world = OwnLate()
-    try:
+    with closing(OwnLate()) as world:
         world.start()
         world.pay(40)
         world.settled()
@@ -189,5 +168,3 @@ def test_no_partition_waits_for_a_member_that_only_others_need(request_name, par
         assert put.done()
         assert fault.times < times
         assert {where for where in world.events() if where[0] != partition} <= world.scores.keys()
-    finally:
-        world.close()

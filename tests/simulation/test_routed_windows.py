@@ -74,12 +74,7 @@ def test_a_worker_may_die_after_each_step_of_both_stages(world, step, workers):
     names = [world.start() for _ in range(workers)]
     world.pay(10)
     world.settled()
-    put = world.pay_at_once(40)
-    world.after_the_next(step, 3)
-    world.kill(names[0])
-    world.start()
-    world.settled()
-    assert put.done()
+    world.take_over_after(step, 3, names[0])
     world.pay(10)
     world.settled()
 
@@ -540,12 +535,7 @@ def test_windows_with_different_keys_are_asked_side_by_side():
     try:
         first = world.start()
         world.pay(10)
-        put = world.pay_at_once(40)
-        world.after_the_next("windows.sim", 5)
-        world.kill(first)
-        world.start()
-        world.settled()
-        assert put.done()
+        world.take_over_after("windows.sim", 5, first)
         assert world.sums() == dict(world.paid)
     finally:
         world.close()

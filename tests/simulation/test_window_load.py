@@ -110,12 +110,7 @@ def test_events_that_are_in_the_history_too_count_once_whoever_dies(world, file,
     assert load(world, keep(world, file)).written == len(world.counts)
     first = world.start()
     world.advance(1.0)
-    put = world.pay_at_once(40)
-    world.after_the_next(step, 2)
-    world.kill(first)
-    world.start()
-    world.settled()
-    assert put.done()
+    world.take_over_after(step, 2, first)
     assert world.sums() == dict(world.paid)
 
 

@@ -55,12 +55,7 @@ def test_a_worker_may_die_after_each_step(world, step, count):
     first = world.start()
     world.pay(20)
     world.settled()
-    put = world.pay_at_once(40)
-    world.after_the_next(step, count)
-    world.kill(first)
-    world.start()
-    world.settled()
-    assert put.done()
+    world.take_over_after(step, count, first)
     world.pay(20)
     world.settled()
 

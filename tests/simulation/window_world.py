@@ -171,3 +171,12 @@ class WindowWorld(World):
         """Return when a map has changed so many times more."""
         wanted = self.changes[name] + count
         assert self.time.run_until(lambda: self.changes[name] >= wanted, seconds=30.0)
+
+    def take_over_after(self, name, count, worker):
+        """Kill a worker amid payments, when a map has changed so many times more, and start another; all is settled."""
+        put = self.pay_at_once(40)
+        self.after_the_next(name, count)
+        self.kill(worker)
+        self.start()
+        self.settled()
+        assert put.done()
