@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import with_client
+from servers import not_here
 from sklearn.datasets import load_breast_cancer
 from typer.testing import CliRunner
 from xgboost import XGBClassifier
@@ -61,21 +62,23 @@ def test_names_of_the_cluster_are_offered(offered, cluster, unique):
     assert offered(f"gridscore source logfile --to lookups.{unique}") == [f"lookups.{unique}"]
 
 
+def shell(name):
+    return shutil.which(name) or not_here(f"no {name}: install Debian's `{name}`")
+
+
 @pytest.fixture
 def typing(environment, tmp_path):
     """What a person sees in zsh who types these, a tab after each, once the text is there."""
 
     def go(*typed, until):
+        words = [shell("zsh"), "-f", "-i"]
         screen, keyboard = pty.openpty()
         here = environment | {
             "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
             "PS1": "% ",
             "TERM": "dumb",
         }
-        shell = shutil.which("zsh")
-        with subprocess.Popen(
-            [shell, "-f", "-i"], stdin=keyboard, stdout=keyboard, stderr=keyboard, env=here, cwd=tmp_path
-        ) as zsh:
+        with subprocess.Popen(words, stdin=keyboard, stdout=keyboard, stderr=keyboard, env=here, cwd=tmp_path) as zsh:
             try:
                 os.write(screen, b'autoload -U compinit; compinit -u -D; eval "$(gridscore --show-completion)"\n')
                 seen = ""
@@ -92,20 +95,18 @@ def typing(environment, tmp_path):
     return go
 
 
-@pytest.mark.skipif(not shutil.which("zsh"), reason="no zsh")
 def test_zsh_completes_commands_and_names(typing, cluster, unique):
     with_client(cluster, lambda client: client.put_events(f"lookups.{unique}", {"a": {"x": 1}}))
     typing("gridscore loa", f"--to lookups.{unique[:6]}", until=f"--to lookups.{unique} ")
 
 
-@pytest.mark.skipif(not shutil.which("fish"), reason="no fish")
 def test_fish_completes_commands_and_names_and_breaks_no_help_into_lines(environment, cluster, unique):
     with_client(cluster, lambda client: client.put_events(f"lookups.{unique}", {"a": {"x": 1}}))
     here = environment | {"PATH": f"{Path(sys.executable).parent}:{environment['PATH']}"}
     lines = ("gridscore mod", f"gridscore load --to lookups.{unique[:6]}", "gridscore model show --mem")
     asked = "; ".join(["gridscore --show-completion | source", *(f"complete -C '{line}'" for line in lines)])
     done = subprocess.run(
-        [shutil.which("fish"), "-c", asked], env=here, capture_output=True, text=True, timeout=120, check=True
+        [shell("fish"), "-c", asked], env=here, capture_output=True, text=True, timeout=120, check=True
     )
     command, name, option = done.stdout.splitlines()
     assert command.startswith("model\tModels in the cluster")
