@@ -50,6 +50,11 @@ def blocks_of(page):
         )
 
 
+def prose_of(page):
+    """The page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
 def commands_of(text):
     """The command lines of a block: without comments, continued ones as one."""
     for line in text.replace("\\\n", " ").splitlines():

@@ -55,7 +55,6 @@ class Follower:
         (folder / "lookups").mkdir()
         shutil.copy(ROOT / "jobs/payments/lookups/customer_record.csv", folder / "lookups/customer.csv")
         (folder / "files.py").write_text(FILES)
-        (folder / "run.py").write_text(RUNNER)
         for name in reversed(self.scene.jobs):
             for file in ("job.yaml", f"{name}.yaml"):
                 (folder / file).write_text(text_of(name, self.scene.windowed))

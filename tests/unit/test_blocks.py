@@ -9,7 +9,7 @@ import shlex
 import pytest
 import typer
 import yaml
-from pages import PAGES, ROOT, RUN, blocks_of, commands_of
+from pages import PAGES, ROOT, RUN, blocks_of, commands_of, prose_of
 
 from gridscore.cli import _commands
 from gridscore.cli.plugs import command_of
@@ -62,11 +62,9 @@ labels: {map: labels.page}
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_says_what_it_is_and_who_runs_it(page):
-    text = page.read_text()
-    outside = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-    assert re.findall(r"(?<=\n\n) {4}\S.*", outside) == [], "a block without fences: nothing can tell what it is"
+    assert re.findall(r"(?<=\n\n) {4}\S.*", prose_of(page)) == [], "a block without fences: nothing can tell what it is"
     blocks = list(blocks_of(page))
-    assert text.count("\n```") == 2 * len(blocks)
+    assert page.read_text().count("\n```") == 2 * len(blocks)
     for block in blocks:
         assert block.language in KNOWN, block
         assert not block.mark or block.is_marked, (block, block.mark)
@@ -87,8 +85,7 @@ def lines():
     for page in PAGES:
         if page.name == "CHANGELOG.md":  # of other versions, too
             continue
-        prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-        for piece in dict.fromkeys(re.findall(r"`(gridscore [a-z][^`]*)`", prose)):
+        for piece in dict.fromkeys(re.findall(r"`(gridscore [a-z][^`]*)`", prose_of(page))):
             if not re.search(r"[…\[]|KIND", piece):
                 yield pytest.param(piece, False, id=f"{page.name}: {piece[:60]}")
     for file in sorted((ROOT / "compose").glob("*.yaml")):
