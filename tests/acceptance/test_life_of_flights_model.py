@@ -1,6 +1,5 @@
 """The life of a model in docs/models.md: its lines run as they stand there, on fewer flights."""
 
-import importlib.util
 import json
 import re
 import shlex
@@ -16,6 +15,7 @@ from gridscore.cli import _commands
 from gridscore.errors import GateError
 from gridscore.grid.member import Cluster
 from gridscore.proving.demo import dataset
+from gridscore.proving.demo.training import script_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,10 +30,7 @@ def cluster():
 @pytest.fixture
 def train(monkeypatch):
     """The main function of the training script, with fewer flights."""
-    path = ROOT / "jobs/flights/train.py"
-    spec = importlib.util.spec_from_file_location("flights_train", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script_of(ROOT / "jobs/flights/train.py")
     whole = dataset.load_flights().frame
     few = [whole[whole["month"] == 1].head(4_000), whole[whole["month"] == 4].head(1_500)]
     flights = dataset.Flights(pd.concat(few, ignore_index=True), "few")
