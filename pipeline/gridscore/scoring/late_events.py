@@ -88,18 +88,18 @@ class LateEvents:
         is_old = self._grid.clock() - self._looked_at >= _LOOK_SECONDS
         if is_old and (self._looking is None or self._looking.done()):
             self._looking = self._spawn(self._look())
-        texts = [self._text(part, each) for each in part.late]
-        count = self._fitting(texts)
-        self._say(len(texts) - count)
+        texts = self._fitting(part)
+        count = len(texts)
+        self._say(len(part.late) - count)
         if not count:
             return
-        hashed = part.partition + self._grid.partition_count
-        keys = [string_data(letter_id(part.partition, each.key, each.raw).encode(), hashed) for each in part.late]
+        hashed, kept = part.partition + self._grid.partition_count, part.late[:count]
+        keys = [string_data(letter_id(part.partition, each.key, each.raw).encode(), hashed) for each in kept]
         self._there += count
         self._under_way += count
-        self._weights.add(texts[:count])
+        self._weights.add(texts)
         try:
-            await self._map.put_partition(part.partition, keys[:count], texts[:count], until=part.cursor.until)
+            await self._map.put_partition(part.partition, keys, texts, until=part.cursor.until)
         finally:
             self._under_way -= count
 
@@ -112,15 +112,16 @@ class LateEvents:
             return
         self._there, self._looked_at = there, self._grid.clock()
 
-    def _fitting(self, texts: list[bytes]) -> int:
-        """For how many, from the first, there is room."""
-        size, count = self._weights.of(self._there), 0
-        for text in texts[: max(0, self._job.max_dead_letters - self._there)]:
+    def _fitting(self, part: PartitionBatch) -> list[bytes]:
+        """The texts of those, from the first, for which there is room."""
+        size, texts = self._weights.of(self._there), list[bytes]()
+        for each in part.late[: max(0, self._job.max_dead_letters - self._there)]:
+            text = self._text(part, each)
             size += len(text)
             if size > self._job.max_dead_letter_bytes:
                 break
-            count += 1
-        return count
+            texts.append(text)
+        return texts
 
     def _text(self, part: PartitionBatch, late: Late) -> bytes:
         about = {
