@@ -31,6 +31,7 @@ from gridscore.grid.cutting import JSON, STRING
 from gridscore.grid.entries import value_of, values_of, walk
 from gridscore.grid.journal import Journal
 from gridscore.grid.records import Count, Figure, Word, parsed
+from gridscore.grid.wire import type_of
 from gridscore.grid.writer import partition_of
 from gridscore.group.lease_records import LEASES_MAP, read_records
 from gridscore.group.members import HEARTBEATS_MAP, HOLDINGS_MAP, WORKERS_MAP
@@ -450,7 +451,7 @@ class Backup:
                 yield key, None
                 continue
             value = await value_of(self._grid, CHUNKS_MAP, key)
-            if value is not None and _type_of(key) == STRING and _type_of(value) == _BYTE_ARRAY:
+            if value is not None and type_of(key) == STRING and type_of(value) == _BYTE_ARRAY:
                 yield key, (await asyncio.to_thread(self._points.put, value[12:])).encode()
 
     # ------------------------------------------------------------------ the positions of the sources
@@ -600,8 +601,4 @@ def _is_ledger(name: str, key: bytes) -> bool:
 
 
 def _is_kept(name: str, key: bytes, value: bytes) -> bool:
-    return _type_of(key) in KEY_TYPES and _type_of(value) == JSON and not _is_ledger(name, key)
-
-
-def _type_of(data: bytes) -> int:
-    return int.from_bytes(data[4:8], "big", signed=True)
+    return type_of(key) in KEY_TYPES and type_of(value) == JSON and not _is_ledger(name, key)

@@ -143,7 +143,7 @@ class Restore:
     def _checked(self, name: str, entries: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
         checked: dict[bytes, bytes] = {}
         for key, text in entries.items():
-            if len(key) < 12 or int.from_bytes(key[4:8], "big", signed=True) not in KEY_TYPES:
+            if len(key) < 12 or wire.type_of(key) not in KEY_TYPES:
                 raise ValueError("a key is neither a string nor a whole number")
             if name == CHUNKS_MAP:
                 checked[key] = text
