@@ -8,7 +8,7 @@ import ipaddress
 import socket
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -16,7 +16,6 @@ from gridscore.errors import SettingsError, UsageError
 from gridscore.sources.http.connections import Connections
 from gridscore.sources.http.gate import Guard, gated
 from gridscore.sources.http.protocol import BoundedHeads
-from gridscore.sources.http.sockets import MAX_MESSAGE, BoundedSocket
 from gridscore.sources.http.tls import Certificate, TlsServer
 
 if TYPE_CHECKING:
@@ -59,12 +58,15 @@ class HttpServer:
         Raises SettingsError if the certificate or its key cannot be used; UsageError if the address cannot be listened
         on, or strangers would reach it.
         """
+        sockets: dict[str, Any] = {"ws": "none"}
+        if takes_sockets:
+            from gridscore.sources.http.sockets import MAX_MESSAGE, BoundedSocket
+
+            sockets = {"ws": BoundedSocket, "ws_max_size": MAX_MESSAGE, "ws_per_message_deflate": False}
         config = uvicorn.Config(
             gated(app, self.guard, self._settings.allow_origin, guards_itself),
             http=partial(BoundedHeads, connections=self.connections),  # type: ignore[arg-type]  # a factory
-            ws=BoundedSocket if takes_sockets else "none",
-            ws_max_size=MAX_MESSAGE,
-            ws_per_message_deflate=False,
+            **sockets,
             lifespan="off",
             log_config=None,
             access_log=False,
