@@ -97,7 +97,9 @@ class Streams:
         except GridscoreError as error:
             raise later(503, str(error)) from None
         feed.listeners += 1
-        refused = asyncio.ensure_future(self._refused(request.scope.get("gridscore.key")))
+        key, loop = request.scope.get("gridscore.key"), asyncio.get_running_loop()
+        # Never done if no key had to be shown.
+        refused = loop.create_future() if key is None else loop.create_task(self._refused(key))
         try:
             decisions = frozenset(request.query_params.getlist("decision"))
             voice = _Events(send) if request.scope["type"] == "http" else _Messages(send, request.scope["subprotocols"])
@@ -110,12 +112,12 @@ class Streams:
             if not feed.listeners:
                 feed.close()
 
-    async def _refused(self, key: Key | None) -> None:
-        """Return when a key is no longer good; never, if none had to be shown."""
+    async def _refused(self, key: Key) -> None:
+        """Return when a key is no longer good."""
         while True:
-            await asyncio.sleep(KEY_SECONDS if key is not None else 3_600.0)
+            await asyncio.sleep(KEY_SECONDS)
             with suppress(HazelcastError, GridscoreError):  # looked up again
-                if key is not None and not await self._guard.is_good(key):
+                if not await self._guard.is_good(key):
                     return
 
     async def _feed(self, map_name: str) -> Feed:
