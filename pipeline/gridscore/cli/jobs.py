@@ -16,7 +16,7 @@ from gridscore.errors import UsageError
 if TYPE_CHECKING:
     from gridscore.client import Client
     from gridscore.grid import Grid
-    from gridscore.job import JobRecord, Jobs
+    from gridscore.job import JobRecord
     from gridscore.operations.flow import Flow
     from gridscore.operations.status import JobStatus
     from gridscore.operations.window_load import Loaded
@@ -79,7 +79,7 @@ def submit(
 
     async def main(grid: Grid) -> tuple[JobRecord | None, JobRecord, int, list[str], Loaded | None]:
         client = Client(grid)
-        before = await _find(client.jobs, job.name)
+        before = await client.jobs.find_usable(job.name)
         record = await client.submit(
             job,
             update=update,
@@ -287,9 +287,7 @@ def restart(
     record, before = run_on(connection, main)
     figures = replay_figures(before, place)
     if as_json:
-        print_json(
-            {"name": record.name, "state": record.state.value, "revision": record.revision, "from": place, **figures}
-        )
+        print_json({**record.in_brief, "from": place, **figures})
         return
     _report(record, f"restarted from {safe(record.begin or place)}", as_json=False, changed=True)
     console.print(_what_happens(figures, exact=place in _PLACES))
@@ -361,7 +359,7 @@ def _move(verb: str, name: str, connection: Connection, *, as_json: bool) -> Non
     }[verb]
 
     async def main(grid: Grid) -> tuple[JobRecord | None, bool]:
-        before = await _find(Jobs(grid), name)
+        before = await Jobs(grid).find_usable(name)
         return await getattr(Jobs(grid), verb)(name), before is None or before.state not in states
 
     record, changed = run_on(connection, main)
@@ -375,16 +373,6 @@ def _move(verb: str, name: str, connection: Connection, *, as_json: bool) -> Non
     _report(record, done if changed else f"{already}, unchanged", as_json=as_json, changed=changed)
 
 
-async def _find(jobs: Jobs, name: str) -> JobRecord | None:
-    """The job as it is now; None also if its record cannot be read: the change itself says so."""
-    from gridscore.errors import BadRecordError, JobError
-
-    try:
-        return await jobs.find(name)
-    except (JobError, BadRecordError):
-        return None
-
-
 def _report(
     record: JobRecord,
     done: str,
@@ -396,8 +384,7 @@ def _report(
     more: str = "",
 ) -> None:
     if as_json:
-        value: dict[str, Any] = {"name": record.name, "state": record.state.value, "revision": record.revision}
-        value["changed"] = changed
+        value = {**record.in_brief, "changed": changed}
         value |= {} if loaded is None else {"loaded": dataclasses.asdict(loaded)}
         print_json(value if version is None else {**value, "version": version})
         return

@@ -77,6 +77,11 @@ class JobRecord:
     def name(self) -> str:
         return self.job.name
 
+    @property
+    def in_brief(self) -> dict[str, Any]:
+        """What who has changed it is answered."""
+        return {"name": self.name, "state": self.state.value, "revision": self.revision}
+
     def _repr_html_(self) -> str:
         model, maps = self.job.model, {"events": self.job.events, "results": self.job.results}
         live = {"model": f"{model.name} {model.alias or f'v{model.version}'}", "error": self.error}
@@ -255,6 +260,13 @@ class Jobs:
     async def find(self, name: str) -> JobRecord | None:
         record = await self._records.get(name)
         return None if record is None else JobRecord.from_record(record)
+
+    async def find_usable(self, name: str) -> JobRecord | None:
+        """As `find`; None also if the record cannot be used: what then changes the job says so."""
+        try:
+            return await self.find(name)
+        except (JobError, BadRecordError):
+            return None
 
     async def all(self) -> list[JobRecord]:
         """Every job, by name. Records that cannot be read are left out, and noted in the grid's `bad_records`."""

@@ -13,7 +13,7 @@ from fastapi import Body, Path, Query
 
 from gridscore.client import Client
 from gridscore.dead_letters.letters import Listed, get_letter, job_of, list_letters
-from gridscore.errors import GridError, GridscoreError, JobError, UsageError
+from gridscore.errors import GridError, GridscoreError, UsageError
 from gridscore.job import Job, JobRecord, Jobs, parse_job
 from gridscore.job.life import OVER
 from gridscore.job.types import seconds_of
@@ -133,7 +133,7 @@ async def submit_job(asked: Asked, job: Name, given: Submission) -> Any:
     if wanted.name != job:
         raise UsageError(f"The job file is of the job `{wanted.name}`, not `{job}`.")
     asked.need(*_names_of(wanted))
-    before = await _found(asked.grid, job)
+    before = await Jobs(asked.grid).find_usable(job)
     client = asked.client
     record = await client.submit(wanted, **asked.options(given, "job"))
     version = await client.version_of(wanted, record.release)
@@ -462,15 +462,8 @@ def _names_of(job: Job) -> list[str]:
     return [*names, *(sink.results for sink in job.sinks.values())]
 
 
-async def _found(grid: Grid, name: str) -> JobRecord | None:
-    try:
-        return await Jobs(grid).find(name)
-    except (JobError, GridError):  # its record cannot be read: what changes it says so
-        return None
-
-
 async def _move(asked: Asked, job: str, do: Callable[[str], Awaitable[JobRecord | None]]) -> dict[str, Any]:
-    before = await _found(asked.grid, job)
+    before = await Jobs(asked.grid).find_usable(job)
     return _moved(before, await do(job))
 
 
@@ -478,7 +471,7 @@ def _moved(before: JobRecord | None, record: JobRecord | None) -> dict[str, Any]
     if record is None:  # one that could not be read, and is gone
         return {"name": None, "state": None, "revision": None, "changed": True}
     changed = before is None or (before.revision, before.state) != (record.revision, record.state)
-    return {"name": record.name, "state": record.state.value, "revision": record.revision, "changed": changed}
+    return {**record.in_brief, "changed": changed}
 
 
 async def _remove(
