@@ -116,7 +116,7 @@ def replay(
     Example: [bold]gridscore dead-letters replay flights --all[/]
     """
     from gridscore.errors import UsageError
-    from gridscore.operations.replay import letter_ids
+    from gridscore.operations.replay import letter_ids, summary
     from gridscore.operations.replay import replay as bring_back
     from gridscore.sinks.records import find_sink
 
@@ -134,16 +134,15 @@ def replay(
         return done, of_job
 
     done, of_job = run_on(connection, main)
-    refused = sorted((each for each in done if each.refusal), key=lambda each: each.id)
+    value = summary(done)
+    refused, put = value["refused"], value["replayed"]
     if as_json:
-        plain = [{"id": each.id, "key": each.key, "reason": each.refusal} for each in refused]
-        print_json({"replayed": len(done) - len(refused), "refused": plain})
+        print_json(value)
     elif not done:
         say(f"{job} has no dead letters.", to=console)
     else:
         if refused:
-            print_table(("ID", "KEY", "REFUSED BECAUSE"), [(r.id, r.key, r.refusal) for r in refused], empty="")
-        put = len(done) - len(refused)
+            print_table(("ID", "KEY", "REFUSED BECAUSE"), [tuple(each.values()) for each in refused], empty="")
         what, where = ("events", "event map") if of_job else ("results", "result map")
         console.print(f"{put:,} of {len(done):,} {what} are in the {where} again.")
     if refused:

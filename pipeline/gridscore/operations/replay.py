@@ -22,7 +22,7 @@ import asyncio
 import time
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -59,6 +59,13 @@ class Replayed:
     id: str
     key: str = ""  # of its event, as text
     refusal: str = ""  # why it was not replayed; empty if it was
+
+
+def summary(done: Sequence[Replayed]) -> dict[str, Any]:
+    """How many were replayed, and which were not, by their IDs; for scripts."""
+    refused = sorted((each for each in done if each.refusal), key=lambda each: each.id)
+    plain = [{"id": each.id, "key": each.key, "reason": each.refusal} for each in refused]
+    return {"replayed": len(done) - len(refused), "refused": plain}
 
 
 async def letter_ids(grid: Grid, job: str) -> list[str]:

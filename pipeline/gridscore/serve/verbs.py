@@ -23,7 +23,7 @@ from gridscore.models.fit import fit_warnings, promotion_problems
 from gridscore.operations.actions import MAX_WHY, ActionLog
 from gridscore.operations.flow import to_json
 from gridscore.operations.removal import Choice, Removed, remove
-from gridscore.operations.replay import letter_ids, replay
+from gridscore.operations.replay import letter_ids, replay, summary
 from gridscore.operations.rollout import rollout
 from gridscore.operations.status import Observer, acknowledge, job_status, living_workers
 from gridscore.scoring.audit import audit
@@ -353,10 +353,7 @@ async def replay_dead_letters(asked: Asked, name: Name, given: Replaying) -> Any
     await job_of(grid, name)
     wanted = await letter_ids(grid, name) if given.all else list(dict.fromkeys(given.ids))
     of_job = await find_sink(grid, name) is None
-    done = [each async for each in replay(grid, name, wanted, force=given.force, of_job=of_job)]
-    refused = sorted((each for each in done if each.refusal), key=lambda each: each.id)
-    plain = [{"id": each.id, "key": each.key, "reason": each.refusal} for each in refused]
-    return {"replayed": len(done) - len(refused), "refused": plain}
+    return summary([each async for each in replay(grid, name, wanted, force=given.force, of_job=of_job)])
 
 
 async def discard_dead_letters(asked: Asked, name: Name, given: Discarding) -> Any:
