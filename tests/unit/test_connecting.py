@@ -9,7 +9,8 @@ from gridscore.client import connection as module
 from gridscore.client.connection import Connection
 from gridscore.errors import ConnectionFailedError, UsageError
 from gridscore.grid import GridSettings, connect, transport
-from gridscore.testing import StubCluster
+from gridscore.testing import Fault, StubCluster
+from gridscore.testing.network import StubReactor
 
 
 async def test_a_connection_is_open_once_and_may_be_opened_again(monkeypatch):
@@ -70,3 +71,14 @@ async def test_a_member_that_accepts_but_never_answers_is_named(unused_tcp_port)
             await connect(GridSettings.load(members=members, connect_timeout=0.9))
     assert f": {silent} took a connection, but did not answer." in told.value.message
     assert "let it go on, or end it" in told.value.hint
+
+
+async def test_a_member_that_goes_while_it_is_told_of_a_client_does_not_end_its_start(monkeypatch):
+    async with StubCluster(members=2) as cluster:
+        monkeypatch.setattr(transport, "_Reactor", lambda: StubReactor(cluster, "worker"))
+        monkeypatch.setattr(transport, "_AGAIN_SECONDS", 0.01)
+        settings = GridSettings.load(members=["127.0.0.1:5701"], cluster_name=cluster.name)
+        cluster.faults.append(Fault("disconnect", applied=False, request="Client.LocalBackupListener", times=2))
+        async with await connect(settings) as grid:
+            assert grid.is_running
+        assert not cluster.faults or cluster.faults[0].times == 0

@@ -47,6 +47,7 @@ SUPPORTED_CLIENT = "5.7."
 
 MAX_MESSAGE = 1 << 30  # bytes above which a message is not believed to come from a member
 HOLD_SECONDS = 20.0  # how long the system may hold bytes that a member does not confirm; see `hold_at_most`
+_AGAIN_SECONDS = 0.25
 _BUFFER = 1 << 20
 _MIN_READ = 1 << 16
 
@@ -270,6 +271,19 @@ async def start_client(config: Any, seconds: float) -> HazelcastClient:
     AuthenticationError if a member refused the cluster name or the credentials; SilentMembersError if no member
     answered in time, though some took connections; TimeoutError if no member answered in time.
     """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while True:
+        try:
+            return await _start_client(config, deadline - loop.time())
+        except HazelcastError as error:
+            # A start fails whole if one member goes while it is told of the client ("Listener cannot be added").
+            if type(error) is not HazelcastError or loop.time() + _AGAIN_SECONDS >= deadline:
+                raise
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+
+async def _start_client(config: Any, seconds: float) -> HazelcastClient:
     client = HazelcastClient(config)
     _refuse_pickle(client)
     _leave_out_java_stacks(client)
