@@ -18,7 +18,7 @@ from gridscore.errors import ContainerError, UsageError, missing_extra
 from gridscore.grid.artifacts import DEFAULT_VERSION
 from gridscore.grid.launch import START_SECONDS, count_of, is_ready
 from gridscore.grid.member import config_identity, parse_heap
-from gridscore.grid.ports import HOST, choose_ports
+from gridscore.grid.ports import HOST, PORT_ATTEMPTS, choose_ports
 from gridscore.grid.template import load_template, member_config, template_cluster_name
 from gridscore.texts import count_text, last_lines
 
@@ -40,6 +40,10 @@ _OVERHEAD_BYTES = 512 << 20  # what a member's JVM takes besides its heap
 _WORKER_BYTES = 1 << 30
 _GOES_ON = ("running", "restarting")
 _STOP_SECONDS = 15  # how long a worker may take to give its partitions back
+
+
+class _PortTakenError(ContainerError):
+    """A member found its port in use."""
 
 
 def _asked(call: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -111,12 +115,26 @@ class Containers:
                     f"{', '.join(other)} cannot change that.",
                     "End it first: `gridscore down`; or start another beside it: --cluster-name OTHER.",
                 )
-        else:
-            there = self._create_members(members or 1, port, heap or "1g", version or DEFAULT_VERSION, config, progress)
-        asleep, now = [each for each in there if each.status != "running"], int(time.time())
+            self._wake(there, progress)
+            return
+        for attempt in range(PORT_ATTEMPTS):
+            made = self._create_members(members or 1, port, heap or "1g", version or DEFAULT_VERSION, config, progress)
+            try:
+                self._wake(made, progress)
+                break
+            except _PortTakenError:
+                # Somebody took a port between our check and the member's bind.
+                if port or attempt == PORT_ATTEMPTS - 1:
+                    raise
+                for each in made:
+                    each.remove(force=True, v=True)
+
+    def _wake(self, members: list[Any], progress: Callable[[str], None]) -> None:
+        """Start those that do not run, and wait until all are in one cluster."""
+        asleep, now = [each for each in members if each.status != "running"], int(time.time())
         for each in asleep:
             self._start(each)
-        self._await(asleep, len(there), now, progress)
+        self._await(asleep, len(members), now, progress)
 
     def _create_members(
         self,
@@ -363,7 +381,7 @@ def _death(container: Any, log: str) -> ContainerError:
     if container.attrs["State"].get("OOMKilled"):
         return ContainerError(f"{container.name} ran out of memory and was killed.", "Take a smaller --heap.")
     if re.search(r"Address already in use|BindException|ports? .* in use", log, re.IGNORECASE):
-        return ContainerError(
+        return _PortTakenError(
             f"Port {container.labels[_PORT]} of {container.name} is in use.",
             "`gridscore down`, then take another: --port.",
         )

@@ -40,7 +40,7 @@ class FakeEngine:
         made = SimpleNamespace(name=name, labels=labels, how=how, status="created", attrs={"State": self.state})
         made.put_archive = lambda *_: True
         made.stop = lambda **_: setattr(made, "status", "exited")
-        made.remove = lambda: self.made.remove(made)
+        made.remove = lambda **_: self.made.remove(made)
         made.start = lambda: setattr(made, "status", "running")
         made.reload = lambda: setattr(made, "status", "exited")
         made.logs = lambda **_: self.log.encode()
@@ -56,6 +56,12 @@ def engine(monkeypatch):
         return fake
 
     return use
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def up(**how):
@@ -98,6 +104,29 @@ def test_a_port_in_use(engine):
         taken.listen()
         with pytest.raises(MemberError, match="is in use"):
             up(members=1, port=taken.getsockname()[1])
+
+
+def test_a_port_that_somebody_takes_meanwhile(engine):
+    """As another `up` at the same moment does: others are tried, unless this one was asked for."""
+    fake = engine(log="BindException: Address already in use")
+    with pytest.raises(ContainerError, match="is in use"):
+        up(members=1, port=free_port())
+    assert len(fake.made) == 1
+    fake.made.clear()
+    names, create = [], fake.create
+
+    def create_and_be_ready_at_last(image, name, **how):
+        names.append(name)
+        made = create(image, name, **how)
+        if len(names) > 4:
+            made.reload = lambda: None
+            fake.log = "Members {size:2, ver:2} [ ... ] is STARTED"
+        return made
+
+    fake.create = create_and_be_ready_at_last
+    up(members=2)
+    assert names == ["gridscore-test-member-1", "gridscore-test-member-2"] * 3
+    assert [each.status for each in fake.made] == ["running"] * 2
 
 
 def test_too_little_memory(engine):

@@ -23,14 +23,13 @@ from filelock import FileLock, Timeout
 from gridscore.errors import MemberError, UsageError
 from gridscore.grid.artifacts import DEFAULT_VERSION, java_executable, member_jars
 from gridscore.grid.launch import START_SECONDS, Launch, MemberExtras, PortTakenError, count_of, death
-from gridscore.grid.ports import HOST, choose_ports
+from gridscore.grid.ports import HOST, PORT_ATTEMPTS, choose_ports
 from gridscore.grid.template import load_template, template_cluster_name
 from gridscore.texts import moment_text
 
 # A member needs room for code, threads and network buffers besides its heap.
 _OVERHEAD_BYTES = 256 << 20
 _KEPT_LOG_FOLDERS = 5
-_PORT_ATTEMPTS = 5
 _STATE = "cluster.json"
 
 Progress = Callable[[str], None]
@@ -107,7 +106,7 @@ class Cluster:
                 )
             folder = _log_folder(name) if register else Path(tempfile.mkdtemp(prefix="gridscore-member-"))
             progress(f"Starting {count_of(members)} of Hazelcast {version}")
-            for attempt in range(_PORT_ATTEMPTS):
+            for attempt in range(PORT_ATTEMPTS):
                 ports = choose_ports(members, port)
                 launch = Launch(
                     java=java,
@@ -125,7 +124,7 @@ class Cluster:
                     break
                 except PortTakenError:
                     # Somebody took a port between our check and the member's bind.
-                    if port or attempt == _PORT_ATTEMPTS - 1:
+                    if port or attempt == PORT_ATTEMPTS - 1:
                         raise
             state_file = _state_file(name if running_cluster() else None) if register else None
             cluster = cls(launch, folder, state_file, {"kafka": kafka, "config": config_identity(config)})

@@ -12,6 +12,7 @@ from gridscore.errors import MemberError, UsageError
 
 FIRST_PORT = 5701
 HOST = "127.0.0.1"
+PORT_ATTEMPTS = 5  # with other ports, if one that was free is in use when a member wants it
 
 
 def choose_ports(members: int, first: int | None) -> list[int]:
