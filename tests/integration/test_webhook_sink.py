@@ -349,15 +349,18 @@ async def test_nothing_is_sent_when_the_lease_has_ended(receiver):
             await sink.deliver(delivery([result("a"), result("b")], seconds=0))
         assert receiver.requests == []
 
-        async def slowly(_number, _results):
-            await asyncio.sleep(0.1)
+        many = delivery([result("same", number) for number in range(100)], seconds=1)
+
+        async def the_third_is_slow(number, _results):
+            while number == 3 and time.monotonic() < many.until:
+                await asyncio.sleep(0.05)
             return web.Response()
 
-        receiver.answer = slowly
-        many = delivery([result("same", number) for number in range(100)], seconds=0.35)
-        with pytest.raises(SinkInterruptedError, match=r"not taken 9[0-9] results"):
+        receiver.answer = the_third_is_slow
+        # On a busy machine, less may be sent before the lease ends.
+        with pytest.raises(SinkInterruptedError, match=r"not taken (9[789]|100) results"):
             await sink.deliver(many)
-        assert all(at < many.until for at, _, _ in receiver.requests)
+        assert len(receiver.requests) <= 3
 
 
 async def test_no_answer_in_time_is_tried_again(receiver):

@@ -40,6 +40,7 @@ async def test_versions_are_exchanged_under_load_and_each_result_is_of_the_versi
         async with stub.worker("first"), stub.worker("second"):
             done = asyncio.Event()
             producing = asyncio.create_task(produce(done))
+            await until(lambda: rollout(client.grid, "payments"), lambda found: len(found.workers) == 2)
             for swap in range(SWAPS):
                 version = (swap + 1) % 3 + 1
                 await client.promote_model("payments", version, why=f"swap {swap}")
