@@ -6,6 +6,7 @@ containers and commands beside them reach them under the same addresses, and nob
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 import io
 import re
@@ -39,6 +40,10 @@ _CONFIG_FOLDER, _CONFIG_FILE = "/opt/hazelcast", "gridscore.yaml"
 _OVERHEAD_BYTES = 512 << 20  # what a member's JVM takes besides its heap
 _WORKER_BYTES = 1 << 30
 _GOES_ON = ("running", "restarting")
+_RESTARTS = 2  # by the engine, after which a container that has not run for long since ends again and again
+_LONG_SECONDS = 60.0
+_MORE = "`gridscore logs` shows what it says."
+_STEADY_SECONDS = 5.0  # after which a worker works that holds no partition, as there are more workers than partitions
 _STOP_SECONDS = 15  # how long a worker may take to give its partitions back
 
 
@@ -206,6 +211,47 @@ class Containers:
         """Whether it runs, or the engine starts it again."""
         return container.status in _GOES_ON
 
+    @staticmethod
+    def runs_for_long(container: Any) -> bool:
+        """Whether it has not ended lately."""
+        return container.status == "running" and _age(container) >= _LONG_SECONDS
+
+    @classmethod
+    def fails(cls, container: Any) -> bool:
+        """Whether the engine starts it again and again."""
+        return container.attrs.get("RestartCount", 0) >= _RESTARTS and not cls.runs_for_long(container)
+
+    @classmethod
+    def _works(cls, worker: Any) -> bool:
+        """Whether it runs for long, or says since it began that it works."""
+        if worker.status != "running" or cls.runs_for_long(worker):
+            return cls.runs_for_long(worker)
+        age = _age(worker)
+        log = worker.logs(since=int(time.time() - age)).decode(errors="replace")
+        return "holds its first partitions" in log or (age >= _STEADY_SECONDS and "is looking for jobs" in log)
+
+    @_asked
+    def failure(self, worker: Any) -> ContainerError:
+        """What to say of one that fails."""
+        lines = [line for line in worker.logs(tail=100).decode(errors="replace").splitlines() if line.strip()]
+        memory = " It ran out of memory." if worker.attrs["State"].get("OOMKilled") else ""
+        return ContainerError(
+            f"{worker.name} ends again and again.{memory} Its last lines:\n{last_lines(lines)}",
+            f"{_MORE} If fewer workers are asked for, such go first.",
+        )
+
+    @_asked
+    def await_workers(self, job: str) -> None:
+        """Wait until all of a job's work. Raises ContainerError if one ends again and again, or does not begin."""
+        pause, deadline = threading.Event(), time.monotonic() + START_SECONDS
+        while idle := [each for each in self.workers(job) if self.fails(each) or not self._works(each)]:
+            for each in idle:
+                if self.fails(each):
+                    raise self.failure(each)
+            if time.monotonic() > deadline:
+                raise ContainerError(f"{idle[0].name} did not begin to work in {START_SECONDS:.0f} seconds.", _MORE)
+            pause.wait(0.25)
+
     @_asked
     def scale(
         self, job: str, count: int, settings: GridSettings, image: str, progress: Callable[[str], None] = lambda _: None
@@ -217,7 +263,7 @@ class Containers:
         """
         if settings.tls or settings.username or settings.password or settings.token:
             raise UsageError("Workers in containers get addresses and a name only, no credentials and no TLS.")
-        there = sorted(self.workers(job), key=lambda each: not self.goes_on(each))
+        there = sorted(self.workers(job), key=lambda each: not self.goes_on(each) or self.fails(each))
         for each in there[count:]:
             each.stop(timeout=_STOP_SECONDS)
             each.remove()
@@ -374,6 +420,11 @@ def _archive(name: str, data: bytes) -> bytes:
         entry.size, entry.mode = len(data), 0o644
         archive.addfile(entry, io.BytesIO(data))
     return buffer.getvalue()
+
+
+def _age(container: Any) -> float:
+    """Seconds since its present run began."""
+    return time.time() - dt.datetime.fromisoformat(container.attrs["State"]["StartedAt"]).timestamp()
 
 
 def _death(container: Any, log: str) -> ContainerError:

@@ -328,11 +328,11 @@ class ByApi:
         subprocess.run([sys.executable, "jobs/payments/train.py", "-o", model], cwd=ROOT, check=True)
         self.gridscore("submit", "jobs/payments/job.yaml", "--model", model)
 
-    def gridscore(self, *words):
+    def gridscore(self, *words, code=0):
         command = [sys.executable, "-m", "gridscore.cli", *words]
         done = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, (words, done.stdout, done.stderr)
-        return done.stdout
+        assert done.returncode == code, (words, done.stdout, done.stderr)
+        return done.stderr if code else done.stdout
 
     def up(self):
         words = ("--heap", "256m", "--cluster-name", self.name, "--json")
@@ -380,6 +380,17 @@ def test_up_scale_logs_and_down_by_the_engines_api(by_api):
         assert by_api.gridscore("scale", "payments", f"worker={count}", "--image", IMAGE) == said
         until(lambda count=count: by_api.workers() == count)
     assert "payments: holds its first partitions" in by_api.gridscore("logs")
+    # One whose workers end at once is named, and goes first.
+    broken = f"{IMAGE}-broken"
+    by_api.engine.run("sh", "-c", f"printf 'FROM {IMAGE}\\nENTRYPOINT [\"ls\"]' | podman build -q -t {broken} -")
+    try:
+        said = by_api.gridscore("scale", "payments", "worker=2", "--image", broken, code=5)
+        assert "payments-worker-2 ends again and again. Its last lines:" in said
+        assert "unrecognized option '--jobs'" in said
+        by_api.gridscore("scale", "payments", "worker=1", "--image", IMAGE)
+        assert by_api.containers("--all") == [1]
+    finally:
+        by_api.engine.podman("rmi", "--force", broken)
     # What is there already goes on.
     by_api.engine.podman("stop", f"gridscore-{by_api.name}-payments-worker-1", f"gridscore-{by_api.name}-member-1")
     assert by_api.up()["members"] == by_api.environment["GRIDSCORE_MEMBERS"].split(",")

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import datetime as dt
 import math
 import socket
 import time
@@ -189,6 +190,13 @@ def test_a_process_of_ours_that_was_killed_is_nobody_elses_while_its_record_stan
     assert autoscale._elsewhere(overview_of(killed, running, elsewhere, (here, 7)), {100, 101}) == 2
 
 
+def worker(number, status, restarts=0):
+    """A container, as the engine tells of it."""
+    state = {"StartedAt": dt.datetime.now(dt.UTC).isoformat()}
+    attrs = {"RestartCount": int(restarts), "State": state}
+    return SimpleNamespace(name=f"worker-{number}", status=status, attrs=attrs, logs=lambda **_: b"no room left\n")
+
+
 @pytest.fixture
 def followed(monkeypatch):
     """`autoscale --docker` over looks that see so many workers: what it asks for, its policy, what it begins with."""
@@ -201,7 +209,7 @@ def followed(monkeypatch):
                 self._client = SimpleNamespace(info=lambda: {"MemTotal": room << 30})
 
             def workers(self, _job):
-                return [SimpleNamespace(status=status) for status in statuses]
+                return [worker(number, *status.split()) for number, status in enumerate(statuses, 1)]
 
             def scale(self, _job, count, *_):
                 wanted.append(count)
@@ -230,6 +238,15 @@ async def test_a_container_that_was_killed_and_starts_again_ends_no_other(follow
 async def test_a_container_that_does_not_go_on_is_started_again(followed, status):
     wanted, _, begun = await followed([1], ["running", status])
     assert (wanted, begun) == ([2], 1)
+
+
+async def test_a_container_that_ends_again_and_again_is_named_once_and_does_not_count(followed, capsys):
+    wanted, _, begun = await followed([1, 1, 1], ["running", "restarting 2"])
+    assert (wanted, begun) == ([], 1)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "worker-2 ends again and again. Its last lines:   no room left `gridscore logs`" in said
+    assert (await followed([2], ["running", "running 1"]))[2] == 2
+    assert not capsys.readouterr().err
 
 
 async def test_no_more_containers_are_allowed_than_the_engine_has_memory_for(followed, capsys):

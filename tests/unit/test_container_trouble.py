@@ -1,5 +1,6 @@
 """What an engine that is missing, forbidden or too small says to a user, and a member that does not come up."""
 
+import datetime as dt
 import gc
 import socket
 from types import SimpleNamespace
@@ -37,7 +38,7 @@ class FakeEngine:
         return list(self.made)
 
     def create(self, _image, name, labels, **how):
-        made = SimpleNamespace(name=name, labels=labels, how=how, status="created", attrs={"State": self.state})
+        made = SimpleNamespace(name=name, labels=labels, how=how, status="created", attrs={"State": {**self.state}})
         made.put_archive = lambda *_: True
         made.stop = lambda **_: setattr(made, "status", "exited")
         made.remove = lambda **_: self.made.remove(made)
@@ -224,3 +225,52 @@ def test_workers_that_run_stay_and_those_that_were_stopped_go_first(engine):
     third.stop()
     containers.scale("flights", 2, settings, "gridscore")
     assert [each.status for each in made] == ["running", "running"]
+
+
+def began(container, seconds_ago, *, restarts=0):
+    """Let the present run of a container have begun so long ago, after so many that ended."""
+    at = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds_ago)
+    container.attrs["State"]["StartedAt"] = at.isoformat()
+    container.attrs["RestartCount"] = restarts
+
+
+@pytest.mark.parametrize("status", ["running", "restarting", "exited"])
+def test_a_worker_that_ends_again_and_again_is_named_and_goes_first(engine, status):
+    fake = engine(log="Worker 1 is looking for jobs.\nno room left\n")
+    containers, settings = Containers("test"), GridSettings(members=["127.0.0.1:1"])
+    containers.scale("flights", 2, settings, "gridscore")
+    first, second = fake.made
+    began(first, 50, restarts=2)
+    began(second, 50)
+    first.status = status
+    with pytest.raises(ContainerError, match=r"worker-1 ends again and again\. Its last lines:\n.*\n  no room left"):
+        containers.await_workers("flights")
+    first.attrs["State"]["OOMKilled"] = True
+    assert "again. It ran out of memory. Its" in str(containers.failure(first))
+    containers.scale("flights", 1, settings, "gridscore")
+    assert fake.made == [second]
+    containers.await_workers("flights")
+
+
+def test_a_worker_that_ended_long_ago_is_not_named(engine):
+    fake = engine(log="")
+    containers, settings = Containers("test"), GridSettings(members=["127.0.0.1:1"])
+    containers.scale("flights", 1, settings, "gridscore")
+    began(fake.made[0], 61, restarts=9)
+    containers.await_workers("flights")
+
+
+def test_a_worker_is_waited_for_until_it_says_that_it_works(engine, monkeypatch):
+    fake = engine(log="Worker 1 is looking for jobs.")
+    monkeypatch.setattr("gridscore.containers.START_SECONDS", 0.5)
+    containers, settings = Containers("test"), GridSettings(members=["127.0.0.1:1"])
+    containers.scale("flights", 1, settings, "gridscore")
+    (worker,) = fake.made
+    # More workers than partitions: it may never hold one.
+    began(worker, 10)
+    containers.await_workers("flights")
+    began(worker, 0, restarts=1)
+    with pytest.raises(ContainerError, match="worker-1 did not begin to work in"):
+        containers.await_workers("flights")
+    fake.log = "flights: holds its first partitions, 1.0 s after the start of this process"
+    containers.await_workers("flights")

@@ -206,16 +206,24 @@ async def _with_containers(grid: Grid, job: str, policy: Policy, connection: Con
     )
     # A container that was killed starts again beside its own record, which would count as somebody else's worker.
     seen: deque[int] = deque(maxlen=math.ceil(GONE_SECONDS / _LOOK_SECONDS) + 1)
+    failing: set[str] = set()
 
     async def resize(target: int, overview: Overview) -> None:
         # A container uses our network, and so has our host name.
         workers = await asyncio.to_thread(containers.workers, job)
+        fail = {each.name: each for each in workers if containers.fails(each)}
+        for name in sorted(fail.keys() - failing):
+            _tell(str(await asyncio.to_thread(containers.failure, fail[name])))
+        # While it starts once more, or is started by us, it looks as a new one does.
+        failing.intersection_update(each.name for each in workers if not containers.runs_for_long(each))
+        failing.update(fail)
         seen.append(max(overview.jobs[0].workers - len(workers), 0))
         wanted = max(target - min(seen), 0)
         if len(workers) != wanted or not all(map(containers.goes_on, workers)):
             await asyncio.to_thread(containers.scale, job, wanted, settings, image)
 
-    await _follow(grid, job, policy, resize, sum(map(containers.goes_on, there)))
+    begun = sum(containers.goes_on(each) and not containers.fails(each) for each in there)
+    await _follow(grid, job, policy, resize, begun)
 
 
 async def _follow(
@@ -241,6 +249,12 @@ async def _follow(
         await asyncio.sleep(_LOOK_SECONDS)
 
 
+def _tell(text: str) -> None:
+    """Say it, with the time, in a line."""
+    line = text.replace("\n", " ")
+    errors.print(f"{time.strftime('%H:%M:%S')} {safe(line)}")
+
+
 class _Scaler:
     """Follows one job; see `_follow`."""
 
@@ -262,10 +276,9 @@ class _Scaler:
         self._pause = self._due = 0.0  # after one that failed
 
     def say(self, text: str) -> None:
-        """Say something, once, in a line."""
-        text = text.replace("\n", " ")
+        """Say something, once."""
         if text != self._said:
-            errors.print(f"{time.strftime('%H:%M:%S')} {safe(text)}")
+            _tell(text)
         self._said = text
 
     async def step(self) -> None:

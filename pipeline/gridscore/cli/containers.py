@@ -37,8 +37,9 @@ def scale(
 
     ask(connection, lambda grid: Jobs(grid).get(job))
     where = grid_settings(connection)
-    Containers(where.cluster_name).scale(job, int(match[1]), where, image, say)
-    count = int(match[1])
+    containers, count = Containers(where.cluster_name), int(match[1])
+    containers.scale(job, count, where, image, say)
+    containers.await_workers(job)
     console.print(
         f"{count_text(count, 'worker')} of {safe(job)} {'runs in a container' if count == 1 else 'run in containers'}."
     )
