@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 import yaml
-from scoring import JOB, all_results, booster, command, customers, events, expected_rows, job, predict, until
+from scoring import JOB, all_results, booster, command, customers, events, expected_rows, job, predict, scoring, until
 
 from gridscore.client import connect
 from gridscore.errors import JournalMissingError
@@ -20,13 +20,18 @@ from gridscore.scoring.preparation import additions, prepare
 versions = pytest.mark.parametrize("bare", ["5.6.0", "5.7.0"], indirect=True, scope="module")
 
 
-@pytest.fixture(scope="module", params=["5.7.0"])
-def bare(request, tmp_path_factory):
-    """Two members as somebody else runs them."""
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """The configuration of members as somebody else runs them."""
     config = tmp_path_factory.mktemp("bare") / "hazelcast.yaml"
     theirs = {"properties": {"hazelcast.phone.home.enabled": False}, "map": {"other.*": {"time-to-live-seconds": 60}}}
     config.write_text(yaml.safe_dump({"hazelcast": theirs}))
-    with Cluster.start(members=2, port=0, heap="512m", config=config, version=request.param) as cluster:
+    return config
+
+
+@pytest.fixture(scope="module", params=["5.7.0"])
+def bare(request, theirs):
+    with Cluster.start(members=2, port=0, heap="512m", config=theirs, version=request.param) as cluster:
         yield cluster
 
 
@@ -95,6 +100,40 @@ async def test_what_a_worker_finds_missing_it_adds_and_asks_once_for_the_configu
             assert len(asked) == 1
             await client.put_events(f"events.{name}", events(100))
             assert len(await all_results(client, name, 100)) == 100
+
+
+async def test_what_a_full_restart_forgets_is_missed_and_added_again(theirs, unique, tmp_path):
+    """By `submit`, and by a worker that has been running all the time, for a job that a restored cluster has."""
+    name, file = f"job-{unique}", tmp_path / "job.yaml"
+    file.write_text(JOB.format(name=name, mode="copy"))
+    with Cluster.start(members=1, port=0, heap="512m", config=theirs, register=False) as own:
+
+        async def put_lookups_and_model(client):
+            await client.put_events(f"lookups.{name}", customers())
+            await client.push_model(booster(), name, alias="champion")
+
+        async def restart_all(worker):
+            own.kill(0)
+            await asyncio.to_thread(own.restart, 0)
+            await until(lambda: not worker.runners)
+
+        async with scoring(own, name) as (client, worker):
+            await client.put_events(f"events.{name}", events(100))
+            assert len(await all_results(client, name, 100)) == 100
+            for submit_again in (
+                lambda: command(own, "submit", str(file)),
+                lambda: client.jobs.submit(job(name)),  # as `restore` does: it prepares nothing
+            ):
+                await restart_all(worker)
+                told = " ".join((await command(own, "doctor", "--job", str(file))).stdout.split())
+                assert f"events.{name}: no event journal (configured by `default`)" in told
+                assert "`gridscore prepare JOB_FILE` adds one" in told
+                await put_lookups_and_model(client)
+                await submit_again()
+                await until(lambda: name in worker.runners and worker.runners[name].is_scoring)
+                await client.put_events(f"events.{name}", events(100))
+                assert len(await all_results(client, name, 100)) == 100
+                assert await journalled(client, f"events.{name}") == await journalled(client, f"results.{name}") == 100
 
 
 async def test_a_capacity_follows_from_the_peak_rate(bare, unique):
