@@ -163,7 +163,10 @@ def test_a_good_challenger_of_which_few_rows_count_is_ended_in_one_of_twenty_at_
         for _ in range(4):  # looks
             found.append(found_of(asked, rows([], []), theirs, least=count))
             theirs = Rows(
-                *map(np.concatenate, zip(theirs, decided(random, count // 4, share, precision, recall), strict=True))
+                *map(
+                    np.concatenate,
+                    zip(theirs[:4], decided(random, count // 4, share, precision, recall)[:4], strict=True),
+                )
             )
         ended += any(each.low is not None and max(asked.room(each.low), asked.room(each.high)) < 0 for each in found)
     assert ended <= 5
@@ -177,7 +180,10 @@ def test_nor_is_one_of_few_labels_that_is_as_good_as_a_champion_of_many(share, p
         for _ in range(4):
             found.append(found_of(asked, *both, least=200))
             more = [decided(random, 3_800, share, precision), decided(random, 200, share, precision)]
-            both = [Rows(*map(np.concatenate, zip(*each, strict=True))) for each in zip(both, more, strict=True)]
+            both = [
+                Rows(*map(np.concatenate, zip(old[:4], new[:4], strict=True)))
+                for old, new in zip(both, more, strict=True)
+            ]
         ended += any(each.low is not None and each.low > 0.1 for each in found)
     assert ended <= 3
 
@@ -243,6 +249,17 @@ def test_too_few_labels_say_nothing():
     assert found_of(Bound("auc", at_least=0.99), made, made) is None
     more = rows(*drawn(np.random.default_rng(5), 500))
     assert found_of(Bound("auc", worse_by=0.0), made, more) is None  # the champion has too few
+
+
+def test_a_part_of_the_labels_stands_for_all_and_its_interval_is_that_of_the_part():
+    labels, scores = drawn(np.random.default_rng(13), 6_400)
+    every = rows(labels, scores)
+    part = rows(labels[:1_600], scores[:1_600])
+    bound = Bound("brier", at_most=0.9)
+    assert found_of(bound, every, part, least=6_400) is None
+    of_all, found = (found_of(bound, every, each, least=6_400) for each in (every, part._replace(one_of=4)))
+    assert found.value == pytest.approx(of_all.value, abs=0.02)
+    assert found.high - found.low > 1.8 * (of_all.high - of_all.low)
 
 
 # ---------------------------------------------------------------------- what is to be done
@@ -367,10 +384,58 @@ async def test_of_very_many_labels_a_part_is_read_and_all_are_counted_as_they_ma
         await put(grid, "labels.payments", {f"c{n}": {"label": "fraud"} for n in range(1_000)})
         look = Look(grid, job, Trial(experiment(limits=LIMITS, begun="1970-01-01T00:00:01Z", since="")))
         found = await look.outcomes()
-        assert len(look._rows) <= 100
-        assert 600 < found.labels["challenger"].all < 1_500
+        assert sum(map(len, look._rows)) <= 50
+        assert 500 < found.labels["challenger"].all < 1_600
         right = np.mean([(n / 100 - 1) ** 2 for n in range(100)])
         assert found.found[0].value == pytest.approx(right, abs=0.1)
+
+
+async def test_a_challenger_with_a_small_share_is_judged_by_all_of_its_labels(monkeypatch):
+    monkeypatch.setattr(looks, "MOST_ROWS", 400)
+    job = parse_job(LABELLED, "test")
+    async with StubCluster(partitions=5) as stub:
+        grid = (await stub.client()).grid
+        theirs = {f"c{n}": result(n, "challenger", 2_000 + 2_000 * (n % 2)) for n in range(40)}
+        others = {f"o{n}": result(n % 100, "champion") for n in range(4_000)}
+        await put(grid, "results.payments", theirs | others)
+        await put(grid, "labels.payments", {key: {"label": "good"} for key in theirs | others})
+        bound = {"outcomes": [{"name": "brier", "worse_by": 0.1}], "least_labels": 40}
+        found = await looked(stub, job, limits=bound)
+        assert found.labels["challenger"] == Labelled(40, 20)
+        assert 3_000 < found.labels["champion"].all < 5_000
+        (judged_,) = found.found
+        assert judged_.value == pytest.approx(np.mean([(n / 100) ** 2 for n in range(40)]), rel=1e-5)
+        assert judged_.champion == pytest.approx(np.mean([(n / 100) ** 2 for n in range(100)]), abs=0.08)
+
+
+async def test_more_labels_than_are_kept_can_be_asked_for(monkeypatch):
+    monkeypatch.setattr(looks, "MOST_ROWS", 200)
+    job = parse_job(LABELLED, "test")
+    async with StubCluster(partitions=5) as stub:
+        grid = (await stub.client()).grid
+        await put(grid, "results.payments", {f"c{n}": result(n % 100, "challenger", 4_000) for n in range(2_000)})
+        await put(grid, "labels.payments", {f"c{n}": {"label": n % 2} for n in range(2_000)})
+        found = await looked(stub, job, limits={**LIMITS, "least_labels": 1_000})
+        assert found.labels["challenger"].of_step > 1_000
+        assert [each.bound for each in found.found] == [0]
+
+
+async def test_of_a_shadow_with_very_many_labels_the_same_events_are_compared(monkeypatch):
+    monkeypatch.setattr(looks, "MOST_ROWS", 100)
+    job = parse_job(LABELLED, "test")
+    async with StubCluster(partitions=5) as stub:
+        grid = (await stub.client()).grid
+        await put(grid, "results.payments", {f"k{n}": result(n % 100, "champion") for n in range(900)})
+        beside = {f"k{n}": {**result(n % 100, "challenger"), "score": 0.5} for n in range(0, 900, 20)}
+        await put(grid, "shadow.results.payments", beside)
+        await put(grid, "labels.payments", {f"k{n}": {"label": "good"} for n in range(900)})
+        tried = experiment(kind="shadow", steps=[], every=0, limits=LIMITS, begun="1970-01-01T00:00:01Z", since="")
+        look = Look(grid, job, Trial(tried))
+        found = await look.outcomes()
+        champion, challenger = ({row.key for row in each} for each in look._rows)
+        assert challenger < champion
+        taken = sum(found.labels[each].all for each in ("champion", "challenger")) / 945
+        assert 0.4 < taken < 1.8
 
 
 async def test_a_shadow_is_compared_with_what_the_champion_gave_the_same_event():
@@ -403,7 +468,7 @@ async def test_entities_by_an_expression_are_those_of_the_events():
         found = await look.outcomes()
         assert found.labels["challenger"].all == 28
         draws = tried.draws([f"c{n}".encode() for n in range(7)])
-        assert {row.group for row in look._rows} == set((draws % GROUPS).tolist())
+        assert {row.group for each in look._rows for row in each} == set((draws % GROUPS).tolist())
 
 
 async def test_labels_with_keys_of_their_own_and_invalid_ones():
@@ -504,6 +569,8 @@ def test_the_job_file_and_the_command_say_it_in_the_same_words():
         ("outcomes: [{name: cost, at_most: 5}]", "say nothing of `cost`"),
         ("outcomes: [{name: auc, atleast: 5}]", "did you mean `at_least`"),
         ("step: [5]", "did you mean `steps`"),
+        ("least_labels: 0", "it must be at least 1"),
+        ("least_labels: 100001", "it must be at most 100,000"),
     ],
 )
 def test_a_job_file_that_asks_for_what_cannot_be_is_refused(lines, match):

@@ -869,6 +869,11 @@ async def test_a_job_that_is_submitted_anew_has_no_experiment_and_its_version_ca
         ({"split": 5, "key": " "}, UsageError, "--key: it is empty"),
         ({"split": 5, "key": "amount > 5"}, UsageError, "a key is a string or a whole number"),
         ({"split": 5, "max_psi": float("nan")}, UsageError, "There can be no such experiment"),
+        ({"split": 5, "max_us": 1e10}, UsageError, "max_us: Input should be less than or equal to 1000000000"),
+        ({"split": 5, "max_errors": 1.5}, UsageError, "max_errors: Input should be less than or equal to 1"),
+        ({"split": 5, "least": 0}, UsageError, "least: Input should be greater than or equal to 1"),
+        ({"split": 5, "least_labels": 0}, UsageError, "least_labels: Input should be greater than or equal to 1"),
+        ({"split": 5, "least_labels": 100_001}, UsageError, "least_labels: Input should be less than or equal to 1"),
         ({"split": 5, "why": "x" * 501}, UsageError, "A reason has 500 characters"),
     ],
 )

@@ -44,12 +44,12 @@ def start(
     ] = None,
     max_errors: Annotated[
         float | None,
-        typer.Option("--max-errors", min=0, max=1, help="End it if a larger part has no score. Else 0.01."),
+        typer.Option("--max-errors", help="End it if a larger part has no score. Else 0.01."),
     ] = None,
     max_us: Annotated[float | None, typer.Option("--max-us", help="End it at more CPU microseconds a row.")] = None,
     max_psi: Annotated[float | None, typer.Option("--max-psi", help="End it if scores shift by a larger PSI.")] = None,
     least: Annotated[
-        int | None, typer.Option("--least", min=1, help="Events before it is judged, and in each step. Else 500.")
+        int | None, typer.Option("--least", help="Events before it is judged, and in each step. Else 500.")
     ] = None,
     outcome: Annotated[
         list[str] | None,
@@ -61,7 +61,8 @@ def start(
         ),
     ] = None,
     least_labels: Annotated[
-        int | None, typer.Option("--least-labels", min=1, help="Labels before these are judged, and in each step.")
+        int | None,
+        typer.Option("--least-labels", help="Labels before these are judged, and in each step; 100,000 at most."),
     ] = None,
     allow_changed_features: AllowChanged = False,
     why: Why = "",

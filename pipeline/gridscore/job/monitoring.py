@@ -92,37 +92,41 @@ class OutcomeBound(Strict):
         return self
 
 
+# What experiments are asked for, by files, commands and requests alike.
+Percent = Annotated[float, Field(ge=0.01, le=100)]
+Steps = Annotated[tuple[Percent, ...], Field(max_length=20)]
+EntityKey = Annotated[str, StringConstraints(max_length=1_000)]
+MaxErrors = Annotated[_Number, Field(ge=0, le=1)]
+MaxUs = Annotated[_Number, Field(gt=0, le=1e9)]
+MaxPsi = Annotated[_Number, Field(gt=0, le=1_000)]
+Least = Annotated[int, Field(ge=1, le=10**9)]
+OutcomeBounds = Annotated[tuple[OutcomeBound, ...], Field(max_length=10)]
+LeastLabels = Annotated[int, Field(ge=1, le=100_000)]
+
+
 class Experiment(Strict):
     """How `gridscore experiment start` tries another version, unless it is told otherwise."""
 
-    steps: tuple[Annotated[float, Field(ge=0.01, le=100)], ...] = Field(
-        default=(), max_length=20, description="A canary: percent of the entities, ascending."
-    )
+    steps: Steps = Field(default=(), description="A canary: percent of the entities, ascending.")
     every: Duration | None = Field(default=None, description="How long a step lasts at least; without it, for good.")
-    split: Annotated[float, Field(ge=0.01, le=100)] | None = Field(
-        default=None, description="An A/B test: percent of the entities for each challenger."
-    )
+    split: Percent | None = Field(default=None, description="An A/B test: percent of the entities for each challenger.")
     shadow: bool = Field(default=False, description="Whether challengers score every event beside the champion.")
-    key: Annotated[str, StringConstraints(max_length=1_000)] = Field(
+    key: EntityKey = Field(
         default="", description="Expression over event fields that tells entities apart; default: the event's key."
     )
-    max_errors: Annotated[_Number, Field(ge=0, le=1)] | None = Field(
+    max_errors: MaxErrors | None = Field(
         default=0.01, description="Part of a challenger's events without a score, beyond the champion's, that ends it."
     )
-    max_us: Annotated[_Number, Field(gt=0)] | None = Field(
-        default=None, description="CPU microseconds a row that end it."
-    )
-    max_psi: Annotated[_Number, Field(gt=0)] | None = Field(
+    max_us: MaxUs | None = Field(default=None, description="CPU microseconds a row that end it.")
+    max_psi: MaxPsi | None = Field(
         default=None, description="Population stability index of its scores against the champion's that ends it."
     )
-    least: int = Field(default=500, ge=1, le=10**9, description="Events before it is judged, and in each step.")
-    outcomes: tuple[OutcomeBound, ...] = Field(
-        default=(), max_length=10, description="Bounds of what labels say, that end it when they are not kept."
+    least: Least = Field(default=500, description="Events before it is judged, and in each step.")
+    outcomes: OutcomeBounds = Field(
+        default=(), description="Bounds of what labels say, that end it when they are not kept."
     )
-    least_labels: int | None = Field(
+    least_labels: LeastLabels | None = Field(
         default=None,
-        ge=1,
-        le=10**9,
         description="Labels before these are judged, and in each step; default 200, and none without `outcomes`.",
     )
 

@@ -110,6 +110,12 @@ class Rows(NamedTuple):
     scores: NDArray[np.float32]
     decisions: NDArray[np.int64]  # the number of each one's decision; -1: none
     groups: NDArray[np.int64]  # that of its entity
+    one_of: int = 1  # so many was taken, by its key
+
+    @property
+    def seen(self) -> int:
+        """How many there are, as far as a part of them tells."""
+        return len(self.labels) * self.one_of
 
 
 class _Judged(NamedTuple):
@@ -128,15 +134,15 @@ def outcomes_of(
 ) -> list[Outcome]:
     """What labels say of each bound of each challenger that has rows. Takes a while: not for the event loop.
 
-    `rows`: of the champion, and of each challenger; `tried`: how many challengers there are: the more, the wider all
-    intervals are.
+    `rows`: of the champion, and of each challenger; each may be a part of all, and intervals are those of the part;
+    `tried`: how many challengers there are: the more, the wider all intervals are.
     """
     found = []
     alpha = _ALPHA / max(1, len(bounds) * tried)
     for number, theirs in enumerate(rows[1:], 1):
         for place, bound in enumerate(bounds):
             both = [theirs] if bound.worse_by is None else [theirs, rows[0]]
-            if min(len(each.labels) for each in both) < least:
+            if min(each.seen for each in both) < least:
                 continue
             try:
                 measures = [_measure(bound, each, decisions, costs) for each in both]

@@ -40,14 +40,14 @@ _log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 30.0  # between two looks at the labels of an experiment, at least
 _RARE = 50  # times as long as a look takes, the next one waits
-MOST_ROWS = 200_000  # labelled results that a look keeps; of more, those with every second, fourth, … key
+# Labelled results that a look keeps, as many of each variant; of more, those with every second, fourth, … key.
+MOST_ROWS = 200_000
 _MOST_LABELS = 500_000
 _PAGE = 200  # so that no event waits long for one
 
 
 class _Row(NamedTuple):
-    key: bytes
-    variant: int
+    key: int  # a hash
     label: float
     score: float
     decision: int
@@ -67,8 +67,9 @@ class Look:
         self._decoder = EventDecoder(job)
         self._decisions = [decision.decision for decision in job.decisions]
         self._begun, self._since = (_milliseconds(at) for at in (self._experiment.begun, self._experiment.since))
-        self._rows: list[_Row] = []
-        self._mask = 0
+        self._names = VARIANTS[: len(self._experiment.challengers) + 1]
+        self._rows: list[list[_Row]] = [[] for _ in self._names]
+        self._masks, self._most = [0] * len(self._names), MOST_ROWS // len(self._names)
 
     async def outcomes(self) -> Outcomes:
         """What labels say.
@@ -80,15 +81,12 @@ class Look:
         for partition in range(self._grid.partition_count):
             await self._read(partition)
         limits, costs = experiment.limits, {} if self._job.labels is None else self._job.labels.cost
-        rows = [self._of(number) for number in range(len(experiment.challengers) + 1)]
+        rows = [_rows(each, mask + 1) for each, mask in zip(self._rows, self._masks, strict=True)]
         tried, least = len(experiment.challengers), max(1, limits.least_labels)
         found = await asyncio.to_thread(outcomes_of, limits.outcomes, rows, least, self._decisions, costs, tried)
-        scale = self._mask + 1
         labels = {
-            VARIANTS[number]: Labelled(
-                len(each.labels) * scale, sum(r.is_of_step for r in self._rows if r.variant == number) * scale
-            )
-            for number, each in enumerate(rows)
+            name: Labelled(each.seen, sum(row.is_of_step for row in its) * each.one_of)
+            for name, its, each in zip(self._names, self._rows, rows, strict=True)
         }
         return Outcomes(
             number=before.number + 1,
@@ -102,26 +100,28 @@ class Look:
     async def _read(self, partition: int) -> None:
         seen: set[bytes] = set()  # an entry may come twice
         async for entries in walk(self._grid, self._job.results, partition, _PAGE):
-            results = {}
+            results, least = {}, min(self._masks)
             for key, value in entries:
-                if key not in seen and not zlib.crc32(key) & self._mask:
+                if key not in seen and not (hashed := zlib.crc32(key)) & least:
                     result = result_of(value)
-                    if self._counts(result):
+                    if self._counts(result) and not hashed & self._masks[self._names.index(result["variant"])]:
                         results[key] = result
                 seen.add(key)
             found = await self._labels.of(partition, results)
             labels = {key: label for key in results if not math.isnan(label := self._labels.number(found.get(key)))}
             if labels:
                 await self._take(partition, results, labels)
-            while len(self._rows) > MOST_ROWS:
-                self._mask = 2 * self._mask + 1
-                self._rows = [row for row in self._rows if not zlib.crc32(row.key) & self._mask]
+            while full := [number for number, rows in enumerate(self._rows) if len(rows) > self._most]:
+                # Of a shadow, all are to be of the same events.
+                for number in range(len(self._rows)) if self._experiment.kind == "shadow" else full:
+                    mask = self._masks[number] = 2 * self._masks[number] + 1
+                    self._rows[number] = [row for row in self._rows[number] if not row.key & mask]
 
     def _counts(self, result: dict[str, Any]) -> bool:
         """Whether a result is of this experiment, and has one score."""
         at, score, variant = (result.get(what) for what in ("scored_at", "score", "variant"))
         return (
-            variant in VARIANTS
+            variant in self._names
             and isinstance(at, int)
             and at >= self._begun
             and isinstance(score, int | float)
@@ -130,7 +130,7 @@ class Look:
 
     async def _take(self, partition: int, results: dict[bytes, dict[str, Any]], labels: dict[bytes, float]) -> None:
         draws = await self._draws(partition, list(labels))
-        made = [(0, key, results[key]) for key in labels]
+        made = [(0, key, results[key]) for key in labels]  # by the number of the variant
         if self._experiment.kind == "shadow":
             for number, (name, _) in enumerate(self._experiment.named, 1):
                 beside = await values_of(self._grid, shadow_map(self._job.results, name), partition, labels)
@@ -142,15 +142,14 @@ class Look:
                     if self._counts(result) and result.get("sequence") == results[key].get("sequence")
                 ]
         else:
-            made = [(VARIANTS.index(result["variant"]), key, result) for _, key, result in made]
+            made = [(self._names.index(result["variant"]), key, result) for _, key, result in made]
         for variant, key, result in made:
             draw, decision = draws[key], result.get("decision")
-            if draw >= 0 and variant <= len(self._experiment.challengers):
+            if draw >= 0:
                 place = self._decisions.index(decision) if decision in self._decisions else -1
                 is_of_step = result["scored_at"] >= self._since
-                self._rows.append(
-                    _Row(key, variant, labels[key], float(result["score"]), place, is_of_step, draw % GROUPS)
-                )
+                score, hashed = float(result["score"]), zlib.crc32(key)
+                self._rows[variant].append(_Row(hashed, labels[key], score, place, is_of_step, draw % GROUPS))
 
     async def _draws(self, partition: int, keys: list[bytes]) -> dict[bytes, int]:
         """The numbers of entities; where they are not the keys, of the events, as far as these are still there."""
@@ -162,14 +161,15 @@ class Look:
         found = dict(zip(good, self._trial.draws(events, good).tolist(), strict=True))
         return {key: found.get(key, -1) for key in keys}
 
-    def _of(self, number: int) -> Rows:
-        rows = [row for row in self._rows if row.variant == number]
-        return Rows(
-            np.array([row.label for row in rows]),
-            np.array([row.score for row in rows], np.float32),
-            np.array([row.decision for row in rows], np.int64),
-            np.array([row.group for row in rows], np.int64),
-        )
+
+def _rows(rows: list[_Row], one_of: int) -> Rows:
+    return Rows(
+        np.array([row.label for row in rows]),
+        np.array([row.score for row in rows], np.float32),
+        np.array([row.decision for row in rows], np.int64),
+        np.array([row.group for row in rows], np.int64),
+        one_of,
+    )
 
 
 async def look_at_labels(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gridscore.job.monitoring import OutcomeBound  # noqa: TC001 -- pydantic reads it
+from gridscore.job import monitoring  # noqa: TC001 -- pydantic reads it
 from gridscore.job.types import Duration, MapName  # noqa: TC001 -- pydantic reads them
 from gridscore.keys import Role
 from gridscore.operations.actions import MAX_WHY
@@ -84,17 +84,17 @@ class Trial(Act):
     """An experiment; what is not given is as `experiment` in the job file says."""
 
     version: _Tried | Annotated[list[_Tried], Field(min_length=1, max_length=4)]
-    steps: Annotated[list[float], Field(max_length=20)] | None = None
+    steps: monitoring.Steps | None = None
     every: Duration | None = None
-    split: float | None = None
+    split: monitoring.Percent | None = None
     shadow: bool | None = None
-    key: Annotated[str, Field(max_length=1_000)] | None = None
-    max_errors: float | None = Field(default=None, ge=0, le=1)
-    max_us: float | None = None
-    max_psi: float | None = None
-    least: int | None = Field(default=None, ge=1, lt=1 << 31)
-    outcomes: Annotated[list[OutcomeBound], Field(max_length=10)] | None = None
-    least_labels: int | None = Field(default=None, ge=1, lt=1 << 31)
+    key: monitoring.EntityKey | None = None
+    max_errors: monitoring.MaxErrors | None = None
+    max_us: monitoring.MaxUs | None = None
+    max_psi: monitoring.MaxPsi | None = None
+    least: monitoring.Least | None = None
+    outcomes: monitoring.OutcomeBounds | None = None
+    least_labels: monitoring.LeastLabels | None = None
     allow_changed_features: bool = False
 
 
