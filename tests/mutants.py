@@ -524,6 +524,20 @@ MUTANTS = [
         ("tests/unit/test_experiments.py", "-k", "moves_nobody"),
     ),
     Mutant(
+        "a step goes on by labels that were looked at before it",
+        "models/experiment.py",
+        "elif outcomes.step != experiment.step or outcomes.is_old(now):",
+        "elif outcomes.is_old(now):",
+        ("tests/unit/test_experiment_outcomes.py", "-k", "nothing_old"),
+    ),
+    Mutant(
+        "of a challenger with a small share as small a part of the labels is kept as of the champion",
+        "scoring/outcomes.py",
+        'for number in range(len(self._rows)) if self._experiment.kind == "shadow" else full:',
+        "for number in range(len(self._rows)):",
+        ("tests/unit/test_experiment_outcomes.py", "-k", "small_share"),
+    ),
+    Mutant(
         "intervals of outcomes are those of one look",
         "models/outcomes.py",
         "return math.sqrt((1 + 1 / variance) * math.log((1 + variance) / alpha**2))",

@@ -100,3 +100,11 @@ def moment_text(moment: dt.datetime | None = None) -> str:
     """A moment as records have it, RFC 3339 in UTC: `2026-01-31T12:00:00.000Z`; now if None."""
     moment = dt.datetime.now(dt.UTC) if moment is None else moment.astimezone(dt.UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def moment_seconds(text: str) -> float:
+    """Seconds since 1970 of such a moment; 0 of what is none."""
+    try:
+        return dt.datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0

@@ -10,7 +10,7 @@ from hazelcast.core import HazelcastJsonValue
 from hazelcast.errors import HazelcastError
 
 from gridscore.grid.member import Cluster
-from gridscore.scoring import outcomes as looks
+from gridscore.models import outcomes as looks
 
 LABELS = "labels: {{map: labels.{name}}}\nexperiment: {{steps: [30, 100], every: 1s, least: 20, least_labels: 100}}\n"
 

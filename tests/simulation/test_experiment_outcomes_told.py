@@ -73,7 +73,7 @@ def test_the_worker_that_looks_and_the_one_that_ends_it_are_killed_and_it_is_tol
 
     monkeypatch.setattr(LiveExperiment, "_tell", hang_once)
     monkeypatch.setattr(
-        outcomes, "_milliseconds", lambda _text: 0.0
+        outcomes, "moment_seconds", lambda _text: 0.0
     )  # records have the machine's time, results virtual
     with closing(Labelled()) as world:
         first, _, _ = world.start(), world.start(), world.start()

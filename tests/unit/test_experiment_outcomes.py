@@ -9,21 +9,24 @@ import xgboost as xgb
 from scipy import stats
 from sklearn import metrics
 from test_bad_records import JOB
-from test_experiments import begun, counts, eventually, experiment, nothing_left, takes_part
+from test_experiments import NOW, begun, counts, eventually, experiment, nothing_left, takes_part
 from test_stub_grid import booster
 
 from gridscore.cli import experiment as command
 from gridscore.errors import JobFileError, UsageError
 from gridscore.job import parse_job
 from gridscore.models import outcomes
-from gridscore.models.experiment import judged
+from gridscore.models.experiment import judged, waits_for
 from gridscore.models.outcomes import Bound, Labelled, Outcome, Outcomes, Rows, _students, outcomes_of
 from gridscore.models.variants import GROUPS
+from gridscore.operations.health import Level, Look, examine
+from gridscore.operations.status import Observer
 from gridscore.scoring import outcomes as looks
-from gridscore.scoring.outcomes import Look
+from gridscore.scoring.outcomes import Look as LabelLook
 from gridscore.scoring.trial import Trial, key_of
 from gridscore.testing import StubCluster
 
+AT = int(NOW * 1000) - 1_000
 DECISIONS, COSTS = ("approve", "decline"), {"approve": (0.0, 100.0), "decline": (5.0, 0.0)}
 
 
@@ -239,9 +242,9 @@ def test_what_labels_cannot_say_is_a_problem_and_ends_nothing(bound, labels, sco
     found = found_of(bound, rows([], []), rows(labels, scores, groups))
     assert problem in found.problem
     assert found.value is None
-    known = Outcomes(number=1, labels={"challenger": Labelled(200, 200)}, found=(found,))
+    known = Outcomes(number=1, at=AT, labels={"challenger": Labelled(200, 200)}, found=(found,))
     now = experiment(limits={"outcomes": [msgspec.to_builtins(bound)], "least_labels": 100}, outcomes=known)
-    assert judged(now, counts((9_000,), (9_000,)), counts(), 600.0, "now") == now  # nor does it go on
+    assert judged(now, counts((9_000,), (9_000,)), counts(), 600.0, NOW) == now  # nor does it go on
 
 
 def test_too_few_labels_say_nothing():
@@ -287,10 +290,10 @@ def outcome(value, low, high, **more):
     ],
 )
 def test_a_step_waits_for_labels_and_what_is_not_kept_ends_the_challenger(bound, found, of_step, expected):
-    known = Outcomes(number=3, labels={"challenger": Labelled(250, of_step)}, found=(found,))
+    known = Outcomes(number=3, at=AT, labels={"challenger": Labelled(250, of_step)}, found=(found,))
     limits = {"least": 100, "outcomes": [{"name": "auc", **bound}], "least_labels": 100}
     before = experiment(limits=limits, outcomes=known)
-    after = judged(before, counts((1_000,), (200,)), counts(), 60.0, "now")
+    after = judged(before, counts((1_000,), (200,)), counts(), 60.0, NOW)
     if isinstance(expected, str):
         assert after.state == "ended"
         assert after.why.startswith(expected)
@@ -298,7 +301,37 @@ def test_a_step_waits_for_labels_and_what_is_not_kept_ends_the_challenger(bound,
     else:
         assert (after.step, after.state) == (expected, "running")
         if expected:  # labels of the step before say nothing of this one
-            assert judged(after, counts((9_000,), (9_000,)), counts(), 60.0, "later") == after
+            assert judged(after, counts((9_000,), (9_000,)), counts(), 60.0, NOW) == after
+
+
+GOOD = {"number": 3, "at": AT, "labels": {"challenger": Labelled(250, 120)}, "found": (outcome(0.9, 0.85, 0.95),)}
+
+
+@pytest.mark.parametrize(
+    ("known", "events", "waits"),
+    [
+        (GOOD, 200, ""),
+        (GOOD, 60, "100 events of the challenger in this step, of which it has 60"),
+        (GOOD | {"step": 1}, 200, "a look at the labels"),
+        ({}, 200, "a look at the labels"),
+        (GOOD | {"at": AT - 120_000}, 200, "a look at the labels"),
+        (GOOD | {"at": AT - 120_000, "seconds": 1.0}, 200, ""),  # looks that take a second are that far apart
+        (GOOD | {"problem": "there are none in the map `x`"}, 200, "labels: there are none in the map `x`"),
+        (
+            GOOD | {"labels": {"challenger": Labelled(250, 99)}},
+            200,
+            "100 labels of events of this step, of which there are 99",
+        ),
+        (GOOD | {"found": (outcome(0.75, 0.7, 0.85),)}, 200, "`auc`, which is 0.75, to be at least 0.8"),
+        (GOOD | {"found": ()}, 200, "`auc`: too few labels"),
+        (GOOD | {"found": (Outcome("challenger", 0, problem="too alike"),)}, 200, "`auc`: too alike"),
+    ],
+)
+def test_a_step_says_what_it_waits_for_and_goes_on_by_nothing_old(known, events, waits):
+    limits = {"least": 100, "outcomes": [{"name": "auc", "at_least": 0.8}], "least_labels": 100}
+    before, total = experiment(limits=limits, outcomes=Outcomes(**known)), counts((1_000,), (events,))
+    assert waits_for(before, total, NOW) == waits
+    assert judged(before, total, counts(), 60.0, NOW).step == (not waits)
 
 
 def test_of_several_only_the_challenger_that_does_not_keep_its_bound_ends():
@@ -314,7 +347,7 @@ def test_of_several_only_the_challenger_that_does_not_keep_its_bound_ends():
         limits={"outcomes": [{"name": "auc", "at_least": 0.8}], "least_labels": 100},
         outcomes=Outcomes(labels={name: Labelled(200, 200) for name in ("challenger", "challenger-2")}, found=found),
     )
-    after = judged(before, counts(), counts(), 1.0, "now")
+    after = judged(before, counts(), counts(), 1.0, NOW)
     assert [each.state for each in after.challengers] == ["running", "ended"]
     assert (after.state, after.since) == ("running", before.since)
     assert after.why.startswith("challenger-2 v3: auc: 0.6 by 200 labels")
@@ -341,7 +374,7 @@ async def looked(stub, job, **changes):
     client = await stub.client()
     tried = experiment(**{"begun": "1970-01-01T00:00:01Z", "since": "1970-01-01T00:00:03Z", **changes})
     key = key_of(job, tried.key, {}) if tried.key else None
-    return await Look(client.grid, job, Trial(tried, key=key)).outcomes()
+    return await LabelLook(client.grid, job, Trial(tried, key=key)).outcomes()
 
 
 LIMITS = {"outcomes": [{"name": "brier", "at_most": 0.9}], "least_labels": 5}
@@ -382,7 +415,7 @@ async def test_of_very_many_labels_a_part_is_read_and_all_are_counted_as_they_ma
         grid = (await stub.client()).grid
         await put(grid, "results.payments", {f"c{n}": result(n % 100, "challenger") for n in range(1_000)})
         await put(grid, "labels.payments", {f"c{n}": {"label": "fraud"} for n in range(1_000)})
-        look = Look(grid, job, Trial(experiment(limits=LIMITS, begun="1970-01-01T00:00:01Z", since="")))
+        look = LabelLook(grid, job, Trial(experiment(limits=LIMITS, begun="1970-01-01T00:00:01Z", since="")))
         found = await look.outcomes()
         assert sum(map(len, look._rows)) <= 50
         assert 500 < found.labels["challenger"].all < 1_600
@@ -430,7 +463,7 @@ async def test_of_a_shadow_with_very_many_labels_the_same_events_are_compared(mo
         await put(grid, "shadow.results.payments", beside)
         await put(grid, "labels.payments", {f"k{n}": {"label": "good"} for n in range(900)})
         tried = experiment(kind="shadow", steps=[], every=0, limits=LIMITS, begun="1970-01-01T00:00:01Z", since="")
-        look = Look(grid, job, Trial(tried))
+        look = LabelLook(grid, job, Trial(tried))
         found = await look.outcomes()
         champion, challenger = ({row.key for row in each} for each in look._rows)
         assert challenger < champion
@@ -464,7 +497,7 @@ async def test_entities_by_an_expression_are_those_of_the_events():
         await put(grid, "events.payments", {**events, "k6": {"amount": "broken"}})
         await put(grid, "labels.payments", {f"k{n}": {"label": "good"} for n in range(40)})
         tried = experiment(key="customer", limits=LIMITS, begun="1970-01-01T00:00:01Z", since="")
-        look = Look(grid, job, Trial(tried, key=key_of(job, "customer", {})))
+        look = LabelLook(grid, job, Trial(tried, key=key_of(job, "customer", {})))
         found = await look.outcomes()
         assert found.labels["challenger"].all == 28
         draws = tried.draws([f"c{n}".encode() for n in range(7)])
@@ -482,6 +515,21 @@ async def test_labels_with_keys_of_their_own_and_invalid_ones():
         assert (found.labels["challenger"].all, found.invalid) == (19, 1)
 
 
+async def test_labels_of_which_there_are_none_and_of_which_none_can_be_used_are_a_problem():
+    job = parse_job(JOB + "labels: {map: labels.payments}\n", "test")
+    async with StubCluster(partitions=5) as stub:
+        grid = (await stub.client()).grid
+        await put(grid, "results.payments", {f"k{n}": result(n, "challenger") for n in range(40)})
+        assert (await looked(stub, job, limits=LIMITS)).problem == "there are none in the map `labels.payments`"
+        await put(grid, "labels.payments", {"other": {"label": 1}})
+        assert (await looked(stub, job, limits=LIMITS)).problem == ""  # they may come
+        await put(grid, "labels.payments", {f"k{n}": {"label": "fraud"} for n in range(7)})
+        found = await looked(stub, job, limits=LIMITS)
+        assert found.problem.startswith("none of 7 in the map `labels.payments` can be used: 'fraud' is not a number")
+        await put(grid, "labels.payments", {"k8": {"label": 1}})
+        assert (await looked(stub, job, limits=LIMITS)).problem == ""
+
+
 # ---------------------------------------------------------------------- on a cluster
 
 
@@ -493,8 +541,8 @@ def upside_down():
 
 
 async def test_a_canary_that_labels_show_to_be_worse_ends_by_itself_and_everybody_is_told(monkeypatch):
-    monkeypatch.setattr(looks, "LOOK_SECONDS", 0.3)
-    monkeypatch.setattr(looks, "_RARE", 1)
+    monkeypatch.setattr(outcomes, "LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(outcomes, "_RARE", 1)
     async with StubCluster(partitions=5) as stub:
         client = await begun(stub, rounds=(6,))
         await client.cancel("payments")
@@ -534,6 +582,57 @@ async def test_a_canary_that_labels_show_to_be_worse_ends_by_itself_and_everybod
             await eventually(is_over)
             await client.stop_experiment("payments")
             assert (await stub.results("alerts.payments", 1))[key]["state"] == "ended"
+            assert await nothing_left(client)
+
+
+async def test_a_canary_that_waits_for_labels_in_vain_says_so_until_they_come(monkeypatch):
+    monkeypatch.setattr(outcomes, "LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(outcomes, "_RARE", 1)
+    async with StubCluster(partitions=5) as stub:
+        client = await begun(stub, rounds=(6,))
+        await client.cancel("payments")
+        await client.submit(parse_job(JOB + "labels: {map: labels.payments}\n", "test"))
+        await client.push_model(booster(7), "payments")
+        async with stub.worker():
+            bound = {"name": "log_loss", "at_most": 50.0}
+            options = {"steps": [50, 100], "every": 0.5, "least": 5, "outcomes": [bound], "least_labels": 40}
+            found = await client.start_experiment("payments", 2, **options)
+            await takes_part(client, found)
+            events = {f"e{n}": {"amount": n % 200} for n in range(300)}
+            await client.put_events("events.payments", events)
+            await stub.results("results.payments", 300)
+            (key,) = alerts = await stub.results("alerts.payments", 1, seconds=30)
+            assert key == f"payments/payments v2/labels/{found.id}"
+            said = "there are none in the map `labels.payments`"
+            assert [alerts[key][what] for what in ("measure", "state", "why")] == ["labels", "started", said]
+            standing = await client.experiment("payments")
+            assert (standing.experiment.step, standing.to_json()["waits"]) == (0, f"labels: {said}")
+            assert standing.text.partition(";")[2].startswith(f" the next step waits for labels: {said}; champion")
+            looked_at = Look(0.0, (await Observer(client.grid, "payments").look()).jobs[0])
+            told = {each.code: each for each in examine([looked_at])}
+            assert told["step_waits"].text == f"The next step of the experiment waits for labels: {said}."
+            assert told["step_waits"].level is Level.NOTE
+
+            await put(client.grid, "labels.payments", {name: {"label": n % 2} for n, name in enumerate(events)})
+
+            async def goes_on():
+                return (await client.experiment("payments")).experiment.step == 1
+
+            async def is_over():
+                return (await stub.results("alerts.payments", 1))[key]["state"] == "ended"
+
+            await eventually(goes_on)
+            await eventually(is_over)
+            assert (await client.experiment("payments")).waits == ""  # it is at the last one
+
+            await (await client.grid.map("labels.payments")).clear()
+
+            async def is_told_again():
+                return not await is_over()
+
+            await eventually(is_told_again)
+            await client.stop_experiment("payments")
+            assert await is_over()
             assert await nothing_left(client)
 
 

@@ -164,6 +164,7 @@ def counts(champion=(), challenger=(), **more):
     return both(counted(*champion), counted(*challenger), **more)
 
 
+NOW = 1_700_000_000.0
 LIMITS = {"errors": 0.01, "us_per_row": 5.0, "psi": 0.2, "least": 100}
 WELL = counts((1_000,), (200,))
 
@@ -188,22 +189,22 @@ WELL = counts((1_000,), (200,))
     ],
 )
 def test_what_is_to_be_done_next(total, recent, elapsed, expected):
-    after = judged(experiment(limits=LIMITS), total, recent, elapsed, "now")
+    after = judged(experiment(limits=LIMITS), total, recent, elapsed, NOW)
     step, state, why = expected
     assert (after.step, after.state) == (step, state)
     assert after.why.startswith(why)
     assert bool(after.why) is bool(why)
-    assert (after.since == "now") is (after != experiment(limits=LIMITS))
+    assert (after.since == "2023-11-14T22:13:20.000Z") is (after != experiment(limits=LIMITS))
 
 
 def test_each_step_needs_events_of_its_own_and_the_last_one_stays():
-    first = judged(experiment(limits=LIMITS), WELL, WELL, 60.0, "now")
-    assert judged(first, counts((2_000,), (299,)), counts(), 600.0, "later") == first
-    second = judged(first, counts((2_000,), (300,)), counts(), 600.0, "later")
+    first = judged(experiment(limits=LIMITS), WELL, WELL, 60.0, NOW)
+    assert judged(first, counts((2_000,), (299,)), counts(), 600.0, NOW) == first
+    second = judged(first, counts((2_000,), (300,)), counts(), 600.0, NOW)
     assert (second.step, second.share) == (2, 100)
-    assert judged(second, counts((2_000,), (9_000,)), counts(), 600.0, "later") == second
+    assert judged(second, counts((2_000,), (9_000,)), counts(), 600.0, NOW) == second
     ended = first.ended(0, "stopped", "later", told=True)
-    assert (judged(ended, WELL, WELL, 600.0, "later"), ended.share) == (ended, 0)
+    assert (judged(ended, WELL, WELL, 600.0, NOW), ended.share) == (ended, 0)
 
 
 # ---------------------------------------------------------------------- chance

@@ -19,16 +19,17 @@ from gridscore.job.life import ENDED
 from gridscore.job.monitoring import Experiment as Asked
 from gridscore.job.parts import Window
 from gridscore.models.experiment import (
+    ALERTS,
     EXPERIMENTS_MAP,
     Challenger,
     Experiment,
     Standing,
     counts_of,
+    end_alerts,
     experiment_in,
     experiment_of,
     forget,
     shadow_map,
-    tell_alert,
 )
 from gridscore.models.fit import check_fit
 from gridscore.models.registry import whoami
@@ -306,13 +307,13 @@ class ExperimentVerbs(ModelVerbs):
 
         await _until(grid, is_quiet)
         last, record = await self.experiment(job), await self.jobs.get(job)
-        for name, each in last.experiment.named:
-            await tell_alert(grid, record.job, last.experiment, name, is_over=True)
+        await end_alerts(grid, record.job, last.experiment, *ALERTS)
+        for each in last.experiment.challengers:
             if promoted in (None, each.version):
                 await self.models.note(found.model, action, version=each.version, why=why)
         await forget(grid, job, record.job.results)
-        for name, _ in last.experiment.named:  # put since by a worker, which had not seen that it is over
-            await tell_alert(grid, record.job, last.experiment, name, is_over=True)
+        # Put since by a worker, which had not seen that it is over.
+        await end_alerts(grid, record.job, last.experiment, *ALERTS)
         return last
 
 

@@ -13,7 +13,9 @@ the champion, and all others stay with whom they are. One record a job, in `grid
 
 from __future__ import annotations
 
+import datetime as dt
 import math
+import time
 import zlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -25,7 +27,7 @@ from gridscore.grid.records import Count, Records
 from gridscore.models.outcomes import Bound, Outcome, Outcomes
 from gridscore.models.variants import COUNTS_MAP, VARIANTS, Compared, Counts, Variant, compared, shift_of
 from gridscore.models.version import Positive, Text  # noqa: TC001 -- msgspec reads the annotations
-from gridscore.texts import html_table, moment_text
+from gridscore.texts import html_table, moment_seconds, moment_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 EXPERIMENTS_MAP = "gridscore.experiments"
 SHARES = 10_000  # parts into which the entities are divided
 MOST_CHALLENGERS = len(VARIANTS) - 1
+ENDED, LABELS = ALERTS = ("experiment", "labels")  # that a challenger has ended; that labels say nothing
 
 Share = Annotated[float, Meta(ge=0.01, le=100)]
 Reason = Annotated[str, Meta(max_length=500)]
@@ -143,7 +146,11 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def has_next(self) -> bool:
         """Whether it goes on to another step by itself."""
-        return bool(self.every) and self.step + 1 < len(self.steps)
+        return self.state == "running" and bool(self.every) and self.step + 1 < len(self.steps)
+
+    def is_due(self, now: float) -> bool:
+        """Whether the time of the step is over, at this time in seconds since 1970."""
+        return now - moment_seconds(self.since) >= self.every
 
     def variants(self, draws: NDArray[np.int64]) -> NDArray[np.int64]:
         """Whose the entities drawn are now: the number of the challenger; 0: the champion's."""
@@ -188,23 +195,21 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
 # ---------------------------------------------------------------------- what is to be done
 
 
-def judged(experiment: Experiment, total: Counts, recent: Counts, elapsed: float, now: str) -> Experiment:
+def judged(experiment: Experiment, total: Counts, recent: Counts, elapsed: float, now: float) -> Experiment:
     """The experiment as it should go on: as it is, at its next step, or with challengers that end, and the reasons.
 
     `total`: what was counted since it began; `recent`: what was counted lately: a fault of today is not made up for by
-    good weeks; `elapsed`: seconds since its step began; `now`: RFC 3339 in UTC.
+    good weeks; `elapsed`: seconds since its step began; `now`: seconds since 1970.
     """
-    limits, found = experiment.limits, experiment
+    limits, found, at = experiment.limits, experiment, moment_text(dt.datetime.fromtimestamp(now, dt.UTC))
     for number, (name, each) in enumerate(experiment.named):
         if each.state == "running":
             why = _broken(limits, recent, name) or _broken(limits, total, name) or _failed(experiment, name)
-            found = found.ended(number, why, now, told=False) if why else found
-    if found != experiment or found.state != "running" or not experiment.has_next or elapsed < experiment.every:
+            found = found.ended(number, why, at, told=False) if why else found
+    if found != experiment or elapsed < experiment.every or not experiment.has_next or waits_for(found, total, now):
         return found
     seen = total.of("challenger").events
-    if seen - experiment.seen < limits.least or not _keeps_bounds(experiment):
-        return experiment
-    return msgspec.structs.replace(experiment, step=experiment.step + 1, since=now, seen=seen)
+    return msgspec.structs.replace(experiment, step=experiment.step + 1, since=at, seen=seen)
 
 
 def _broken(limits: Limits, counts: Counts, variant: Variant) -> str:
@@ -241,15 +246,33 @@ def _failed(experiment: Experiment, variant: Variant) -> str:
     return ""
 
 
-def _keeps_bounds(experiment: Experiment) -> bool:
-    """Whether there are labels enough of this step, and no outcome lies beyond its bound, be it by chance."""
+def waits_for(experiment: Experiment, total: Counts, now: float) -> str:
+    """What the next step needs but for its time, for people: events, labels that are looked at, outcomes within bounds.
+
+    Empty if all is there.
+    """
     limits, outcomes = experiment.limits, experiment.outcomes
+    waits, events = [], max(0, total.of("challenger").events - experiment.seen)
+    if events < limits.least:
+        waits.append(f"{limits.least:,} events of the challenger in this step, of which it has {events:,}")
     if not limits.least_labels:
-        return True
-    if outcomes.step != experiment.step or outcomes.labelled("challenger").of_step < limits.least_labels:
-        return False
-    known = {each.bound: each for each in outcomes.found if each.value is not None}
-    return all(place in known and bound.room(_of(known[place])) >= 0 for place, bound in enumerate(limits.outcomes))
+        return "; ".join(waits)
+    labels = outcomes.labelled("challenger").of_step
+    if outcomes.problem:
+        waits.append(f"labels: {outcomes.problem}")
+    elif outcomes.step != experiment.step or outcomes.is_old(now):
+        waits.append("a look at the labels")  # none of before the step, and none that nobody has had since
+    elif labels < limits.least_labels:
+        waits.append(f"{limits.least_labels:,} labels of events of this step, of which there are {labels:,}")
+    else:
+        known = {each.bound: each for each in outcomes.found}
+        for place, bound in enumerate(limits.outcomes):
+            found = known.get(place)
+            if found is None or found.value is None:
+                waits.append(f"`{bound.metric}`: {'too few labels' if found is None else found.problem}")
+            elif not bound.room(_of(found)) >= 0:  # be it by chance
+                waits.append(f"`{bound.metric}`, which is {_of(found):.4g}, to be {bound.text}")
+    return "; ".join(waits)
 
 
 def _of(outcome: Outcome) -> float:
@@ -293,27 +316,38 @@ def together(experiment: Experiment, counts: Iterable[Counts]) -> Counts:
     return total
 
 
-async def tell_alert(grid: Grid, job: Job, experiment: Experiment, variant: Variant, *, is_over: bool = False) -> None:
-    """Put the alert of a challenger that has ended by itself where applications listen; or the end of that alert."""
+async def tell_alert(
+    grid: Grid, job: Job, experiment: Experiment, measure: str, why: str, variant: Variant = "challenger"
+) -> None:
+    """Put an alert where applications listen: that a challenger has ended by itself, or that labels say nothing.
+
+    What is there is left: of labels, as long as it is not over.
+    """
     alerts, each = Records(grid, job.alerts_map), dict(experiment.named)[variant]
     version = f"{experiment.model} v{each.version}"
-    name = f"{job.name}/{version}/experiment/{experiment.id}"
-    entry: dict[str, Any] = {
-        "job": job.name,
-        "version": version,
-        "feature": "",
-        "measure": "experiment",
+    entry: dict[str, Any] = {"job": job.name, "version": version, "feature": "", "measure": measure}
+    entry |= {
         "state": "started",
+        "value": None,
+        "threshold": None,
+        "since": each.ended_at or moment_text(),
+        "until": None,
+        "why": why,
     }
-    entry |= {"value": None, "threshold": None, "since": each.ended_at, "until": None, "why": each.why}
+    name = f"{job.name}/{version}/{measure}/{experiment.id}"
     there = await alerts.get(name)
-    if is_over:
-        entry |= {"state": "ended", "until": moment_text()}
-        if there is None or there.value.get("state") == "ended":
-            return
-    elif there is not None:
-        return
-    await alerts.put(name, entry)
+    if there is None or (measure == LABELS and there.value.get("state") == "ended"):
+        await alerts.put(name, entry)
+
+
+async def end_alerts(grid: Grid, job: Job, experiment: Experiment, *measures: str) -> None:
+    """Put the ends of such alerts."""
+    alerts = Records(grid, job.alerts_map)
+    for each in experiment.challengers:
+        for measure in measures:
+            there = await alerts.get(f"{job.name}/{experiment.model} v{each.version}/{measure}/{experiment.id}")
+            if there is not None and there.value.get("state") != "ended":
+                await alerts.put(there.key, {**there.value, "state": "ended", "until": moment_text()})
 
 
 async def forget(grid: Grid, job: str, results: str | None = None) -> None:
@@ -350,10 +384,18 @@ class Standing(NamedTuple):
             at += f" (step {experiment.step + 1} of {len(experiment.steps)})"
         ended = f"ended: {experiment.why}" if experiment.why else ""
         at = ended if experiment.state == "ended" else f"{at}; {ended}" if ended else at
+        at += f"; the next step waits for {self.waits}" if self.waits else ""
         figures = [f"champion {counts.of('champion').events:,} events"]
         for name, _ in experiment.named:
             figures.append(f"{name} {counts.of(name).events:,} and {counts.of(name).errors:,} errors")
         return f"{experiment.kind} of {experiment.model} {experiment.versions}, {at}; {', '.join(figures)}"
+
+    @property
+    def waits(self) -> str:
+        """What the next step waits for, now that its time is over; empty if nothing, or there is none."""
+        experiment, now = self.experiment, time.time()
+        is_due = experiment.has_next and experiment.is_due(now)
+        return waits_for(experiment, self.counts, now) if is_due else ""
 
     @property
     def variants(self) -> list[dict[str, Any]]:
@@ -394,5 +436,6 @@ class Standing(NamedTuple):
         """For scripts."""
         made: dict[str, Any] = {**self.experiment.to_json(), "share": self.experiment.share}
         made |= {"variants": self.variants, "nobodys": self.counts.nobodys, "unseen": self.counts.unseen}
+        made["waits"] = self.waits
         made["labels"] = msgspec.to_builtins(self.experiment.outcomes)
         return {**made, "outcomes": self.outcomes, "compared": [each._asdict() for each in self.compared()]}

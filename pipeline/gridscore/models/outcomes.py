@@ -30,6 +30,9 @@ _RISING = HIGHER_IS_BETTER | {"precision", "recall"}
 _MEANS = frozenset(("accuracy", "precision", "recall", "cost"))  # of values so few that all rows may have the same one
 _LEAST_ROWS = 30  # of these metrics, that count for one
 _LEAST_GROUPS = 8
+LOOK_SECONDS = 30.0  # between two looks at the labels of an experiment, at least
+_RARE = 50  # times as long as a look takes, the next one waits
+_PATIENCE = 4  # such pauses after which a look is too old to go by: the second worker has one after three
 _ALPHA, _NARROWEST = 0.05, 8.0  # where a sequence of this confidence is narrowest, in units of its variance
 
 Number = Annotated[float, Meta(ge=-1e38, le=1e38)]
@@ -91,12 +94,22 @@ class Outcomes(Struct, frozen=True, omit_defaults=True):
     """What a look at the labels of an experiment has found."""
 
     number: Count = 0  # how many looks there were
+    at: Count = 0  # when the last one that could be made began, in milliseconds since 1970
     step: Count = 0  # at which the experiment was then
-    seconds: Annotated[float, Meta(ge=0, le=1e9)] = 0.0  # how long it took: the next one waits many times as long
+    seconds: Annotated[float, Meta(ge=0, le=1e9)] = 0.0  # how long it took
     labels: dict[Variant, Labelled] = {}
     found: Annotated[tuple[Outcome, ...], Meta(max_length=40)] = ()
     invalid: Count = 0  # labels that cannot be used
-    problem: _Text = ""  # why nothing could be looked at
+    problem: _Text = ""  # why labels say nothing
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next look."""
+        return max(LOOK_SECONDS, _RARE * self.seconds)
+
+    def is_old(self, now: float) -> bool:
+        """Whether looks have stopped, at this time in seconds since 1970."""
+        return now - self.at / 1000 > _PATIENCE * self.pause
 
     def labelled(self, variant: Variant) -> Labelled:
         """How many labels of a variant there are."""

@@ -515,8 +515,10 @@ def _experiment(now: JobStatus) -> list[Finding]:
         elif counted.error and counted.behind:
             text = f"A worker does not score with the {name}, so {counted.behind:,} events were the champion's: "
             said.append(note("challenger", text + counted.error, advice))
-    if found.outcomes.problem:
-        said.append(note("outcomes", f"Labels could not be looked at: {found.outcomes.problem}.", advice))
+    if waits := now.experiment.waits:
+        said.append(note("step_waits", f"The next step of the experiment waits for {waits}.", advice))
+    elif found.outcomes.problem:
+        said.append(note("outcomes", f"Labels say nothing of the experiment: {found.outcomes.problem}.", advice))
     return said
 
 

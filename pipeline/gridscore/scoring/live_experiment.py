@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,11 @@ from gridscore.grid.watches import READ_ANYWAY_SECONDS, wait_for
 from gridscore.group.members import PUBLISH_SECONDS, registered
 from gridscore.models import Registry
 from gridscore.models.experiment import (
+    ENDED,
     EXPERIMENTS_MAP,
     Experiment,
     counts_of,
+    end_alerts,
     experiment_in,
     experiment_of,
     judged,
@@ -36,7 +39,6 @@ from gridscore.models.experiment import (
 from gridscore.models.variants import COUNTS_MAP, Counts
 from gridscore.scoring.outcomes import look_at_labels
 from gridscore.scoring.trial import Trial, key_of
-from gridscore.texts import moment_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -214,7 +216,7 @@ class LiveExperiment:
             self._seen.popleft()
         recent = total.plus(self._seen[0][1], -1) if self._seen else total
         self._seen.append((clock, total))
-        due = judged(experiment, total, recent, clock - self._step_at, moment_text())
+        due = judged(experiment, total, recent, clock - self._step_at, time.time())
         if due == experiment:
             return
         record = await self._records.get(experiment.job)
@@ -249,12 +251,11 @@ class LiveExperiment:
             if not any((entry.action, entry.version, entry.why) == what for entry in log):
                 _log.warning("%s: %s: %s", found.job, what[0], each.why, extra={"action": "experiment_end"})
                 await self._registry.note(found.model, what[0], version=each.version, why=each.why)
-            await tell_alert(self._grid, self._record.job, found, name)
+            await tell_alert(self._grid, self._record.job, found, ENDED, each.why, name)
         record = await self._records.get(found.job)
         now = None if record is None else experiment_in(record)
         if now is None or now.id != found.id:  # who has stopped it may have seen no alert to end
-            for name, _ in untold:
-                await tell_alert(self._grid, self._record.job, found, name, is_over=True)
+            await end_alerts(self._grid, self._record.job, found, ENDED)
         elif record is not None and now == found:
             all_told = tuple(replace(each, told=True) for each in found.challengers)
             with contextlib.suppress(ConflictError):  # looked at again

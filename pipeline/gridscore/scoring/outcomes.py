@@ -7,9 +7,9 @@ is corrected counts once, whichever workers were killed.
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import logging
 import math
+import time
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,13 +19,15 @@ from msgspec.structs import replace
 
 from gridscore.errors import GridscoreError
 from gridscore.features import EventDecoder
+from gridscore.grid import transport
 from gridscore.grid.copies import payload
 from gridscore.grid.entries import values_of, walk
 from gridscore.group.members import PUBLISH_SECONDS
-from gridscore.models.experiment import Experiment, experiment_in, shadow_map
+from gridscore.models.experiment import LABELS, Experiment, end_alerts, experiment_in, shadow_map, tell_alert
 from gridscore.models.outcomes import Labelled, Outcomes, Rows, outcomes_of
 from gridscore.models.variants import GROUPS, VARIANTS
 from gridscore.scoring.labels import LARGEST, KnownLabels, result_of
+from gridscore.texts import moment_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 30.0  # between two looks at the labels of an experiment, at least
-_RARE = 50  # times as long as a look takes, the next one waits
 # Labelled results that a look keeps, as many of each variant; of more, those with every second, fourth, … key.
 MOST_ROWS = 200_000
 _MOST_LABELS = 500_000
@@ -63,10 +63,12 @@ class Look:
             raise GridscoreError("the job says nothing of `labels` any more")
         self._grid, self._job, self._trial = grid, job, trial
         self._experiment = trial.experiment
-        self._labels = KnownLabels(grid, job.labels, _MOST_LABELS)
+        self._labels, self._map = KnownLabels(grid, job.labels, _MOST_LABELS), job.labels.map
         self._decoder = EventDecoder(job)
         self._decisions = [decision.decision for decision in job.decisions]
-        self._begun, self._since = (_milliseconds(at) for at in (self._experiment.begun, self._experiment.since))
+        self._begun, self._since = (
+            1000 * moment_seconds(at) for at in (self._experiment.begun, self._experiment.since)
+        )
         self._names = VARIANTS[: len(self._experiment.challengers) + 1]
         self._rows: list[list[_Row]] = [[] for _ in self._names]
         self._masks, self._most = [0] * len(self._names), MOST_ROWS // len(self._names)
@@ -76,7 +78,7 @@ class Look:
 
         Raises HazelcastError if the grid did not answer, GridscoreError if it cannot be said.
         """
-        began, before, experiment = self._grid.clock(), self._experiment.outcomes, self._experiment
+        began, at, before, experiment = self._grid.clock(), time.time(), self._experiment.outcomes, self._experiment
         await self._labels.read()
         for partition in range(self._grid.partition_count):
             await self._read(partition)
@@ -90,12 +92,23 @@ class Look:
         }
         return Outcomes(
             number=before.number + 1,
+            at=int(at * 1000),
             step=experiment.step,
             seconds=round(self._grid.clock() - began, 3),
             labels=labels,
             found=tuple(found),
             invalid=self._labels.invalid,
+            problem=(await self._problem())[:1_000],
         )
+
+    async def _problem(self) -> str:
+        """Why there are no labels, where more of them will not come by themselves."""
+        found, name = self._labels, self._map
+        if not await transport.map_size(self._grid.client, name):
+            return f"there are none in the map `{name}`"
+        if found.invalid and found.invalid == found.matched:
+            return f"none of {found.invalid:,} in the map `{name}` can be used: {found.example}"
+        return ""
 
     async def _read(self, partition: int) -> None:
         seen: set[bytes] = set()  # an entry may come twice
@@ -192,8 +205,7 @@ async def look_at_labels(
         outcomes, clock = experiment.outcomes, grid.clock()
         if mark != (now := (experiment.id, experiment.step, outcomes.number)):
             mark, since = now, clock
-        pause = max(LOOK_SECONDS, _RARE * outcomes.seconds)
-        if clock - since < pause * (1 + 2 * members.rank(job.name)):
+        if clock - since < outcomes.pause * (1 + 2 * members.rank(job.name)):
             continue
         since = clock
         try:
@@ -206,27 +218,35 @@ async def look_at_labels(
         else:
             told = ""
         try:
-            await _note(records, experiment, found)
+            if await _note(records, experiment, found):
+                await _tell(grid, records, job, experiment, found)
         except (HazelcastError, GridscoreError):
             _log.debug("%s: what labels say could not be noted", job.name, exc_info=True)
 
 
-async def _note(records: Records, experiment: Experiment, found: Outcomes) -> None:
+async def _note(records: Records, experiment: Experiment, found: Outcomes) -> bool:
     """Note what labels say, unless the experiment is another one, or over, or another worker was faster."""
     for _ in range(3):
         record: Record | None = await records.get(experiment.job)
         current = None if record is None else experiment_in(record)
         if record is None or current is None or current.id != experiment.id or current.state != "running":
-            return
+            return False
         if current.outcomes.number >= found.number:
-            return
+            return False
         try:
             await records.replace(record, replace(current, outcomes=found).to_json())
         except GridscoreError:
             continue  # it was changed meanwhile
-        return
+        return True
+    return False
 
 
-def _milliseconds(text: str) -> float:
-    """Of a moment in RFC 3339; of none, the beginning of time."""
-    return dt.datetime.fromisoformat(text).timestamp() * 1000 if text else 0.0
+async def _tell(grid: Grid, records: Records, job: Job, experiment: Experiment, found: Outcomes) -> None:
+    """Tell applications that an experiment waits in vain, or does no more: two looks say so, and its step is over."""
+    if not found.problem:
+        await end_alerts(grid, job, experiment, LABELS)
+    elif experiment.outcomes.problem and experiment.is_due(time.time()):
+        await tell_alert(grid, job, experiment, LABELS, found.problem)
+        record = await records.get(experiment.job)
+        if record is None or experiment_in(record).id != experiment.id:  # who stopped it may have seen no alert to end
+            await end_alerts(grid, job, experiment, LABELS)
