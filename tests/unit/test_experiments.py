@@ -25,9 +25,9 @@ from gridscore.group.reader import Arrival, Cursor
 from gridscore.job import parse_job
 from gridscore.models import LoadedModel
 from gridscore.models.candidate import Candidate
-from gridscore.models.experiment import Experiment, Limits, judged
+from gridscore.models.experiment import EXPERIMENTS_MAP, Experiment, Limits, judged
 from gridscore.models.metrics import psi
-from gridscore.models.variants import GROUPS, VARIANTS, Counted, Counts, Tally, compared, holm, shift_of
+from gridscore.models.variants import COUNTS_MAP, GROUPS, VARIANTS, Counted, Counts, Tally, compared, holm, shift_of
 from gridscore.operations.status import Observer
 from gridscore.operations.wipe import remnants, wipe
 from gridscore.scoring import live_experiment, results
@@ -735,6 +735,31 @@ async def test_counts_outlive_an_update_of_the_job_and_hostile_ones_harm_nobody(
             (status,) = (await Observer(client.grid, "payments").look()).jobs
             assert status.state == "RUNNING"
             json.dumps(status.to_json(), allow_nan=False)
+
+
+async def test_who_judges_an_experiment_reads_nothing_of_other_jobs(monkeypatch):
+    monkeypatch.setattr(live_experiment, "_LIST_SECONDS", 0.5)
+    async with StubCluster(partitions=5) as stub:
+        client, asks = await begun(stub), await stub.client("asks")
+        written, others = Records(client.grid, COUNTS_MAP), Records(client.grid, EXPERIMENTS_MAP)
+        for n in range(20):  # whoever reads one of these notes that it is broken
+            await others.put(f"other-{n}", {"job": f"other-{n}"})
+            await written.put(f"other-{n}/gone", {"id": 5})
+        async with stub.worker("first") as worker:
+            found = await client.start_experiment("payments", 2, split=50, max_errors=0.5, least=50)
+            await takes_part(client, found)
+            assert (await asks.experiment("payments")).experiment == found
+            gone = msgspec.structs.replace(counts((100,), (40, 60)), id=found.id)
+            await written.put("payments/gone", gone.to_json())  # of a worker that was killed
+
+            async def is_ended():
+                return (await asks.experiment("payments")).experiment.state == "ended"
+
+            await eventually(is_ended)
+            for grid in (worker._grid, asks.grid):
+                assert [bad for bad in grid.bad_records.all() if bad.key.startswith("other-")] == []
+        await client.stop_experiment("payments")
+        assert (await written.keys("payments/"), len(await written.keys("other-"))) == (set(), 20)
 
 
 async def test_a_worker_that_cannot_load_the_challenger_says_so_and_its_events_are_the_champions(monkeypatch):

@@ -18,7 +18,7 @@ from gridscore.errors import ClusterReplacedError, ConnectionFailedError, GridEr
 from gridscore.grid import transport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Collection, Coroutine, Iterable
 
     from hazelcast.asyncio import HazelcastClient
 
@@ -63,10 +63,12 @@ class BadRecords:
         self._logged[place] = None
         return True
 
-    def replace(self, map_name: str, found: Iterable[BadRecord], *, prefix: str = "") -> None:
-        """Note all that a map holds now under keys with that prefix."""
+    def replace(
+        self, map_name: str, found: Iterable[BadRecord], *, prefix: str = "", keys: Collection[str] | None = None
+    ) -> None:
+        """Note all that a map holds now under keys with that prefix, or under those keys."""
         for place, bad in list(self._known.items()):
-            if bad.map_name == map_name and bad.key.startswith(prefix):
+            if bad.map_name == map_name and bad.key.startswith(prefix) and (keys is None or bad.key in keys):
                 del self._known[place]
         self.note(found)
 

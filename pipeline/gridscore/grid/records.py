@@ -9,6 +9,8 @@ reader cannot parse, is a :class:`BadRecord`: it is noted and left out, and the 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -24,7 +26,7 @@ from gridscore.grid.entries import remove_same, value_of
 from gridscore.grid.writer import partition_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from gridscore.grid.connection import Grid
 
@@ -93,11 +95,22 @@ class Records:
             bad += found
         return records
 
-    async def read(self, parse: Callable[[Record], _T]) -> dict[str, _T]:
-        """What `parse` makes of every record, by key. Bad ones, and those that it fails on, are noted."""
-        found, bad = await self._read(parse)
-        self._grid.bad_records.replace(self.map_name, bad)
+    async def read(self, parse: Callable[[Record], _T], keys: Collection[str] | None = None) -> dict[str, _T]:
+        """What `parse` makes of every record, by key. Bad ones, and those that it fails on, are noted.
+
+        `keys`: of those that are wanted; None for all.
+        """
+        found, bad = await self._read(parse, keys)
+        self._grid.bad_records.replace(self.map_name, bad, keys=keys)
         return found
+
+    async def keys(self, prefix: str) -> set[str]:
+        """The keys that begin so, of whatever is there."""
+        found = set()
+        for data in await transport.map_keys(self._grid.client, self.map_name):
+            with contextlib.suppress(ValueError):  # it is not a string
+                found.add(key_text(data))
+        return {key for key in found if key.startswith(prefix)}
 
     async def create(self, key: str, value: dict[str, Any]) -> Record:
         """Write a record that does not exist yet. Raises ConflictError if it exists."""
@@ -181,9 +194,17 @@ class Records:
         """
         return await self._grid.watches.add(await self._map(), callback, updates=updates)
 
-    async def _read(self, parse: Callable[[Record], _T]) -> tuple[dict[str, _T], list[BadRecord]]:
+    async def _read(
+        self, parse: Callable[[Record], _T], keys: Collection[str] | None = None
+    ) -> tuple[dict[str, _T], list[BadRecord]]:
+        if keys is None:
+            entries = await transport.map_entries(self._grid.client, self.map_name)
+        else:
+            datas = list(map(self._key, keys))
+            values = await asyncio.gather(*(value_of(self._grid, self.map_name, data) for data in datas))
+            entries = [(data, value) for data, value in zip(datas, values, strict=True) if value is not None]
         good, bad = {}, []
-        for key, value in await transport.map_entries(self._grid.client, self.map_name):
+        for key, value in entries:
             try:
                 record = as_record(self.map_name, key, value)
                 good[record.key] = parse(record)

@@ -30,7 +30,7 @@ from gridscore.models.version import Positive, Text  # noqa: TC001 -- msgspec re
 from gridscore.texts import html_table, moment_seconds, moment_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -297,14 +297,15 @@ def experiment_in(record: Record) -> Experiment:
 
 async def experiment_of(grid: Grid, job: JobRecord) -> Experiment | None:
     """The experiment of a job, running or ended; None if it has none. Records that cannot be read are noted."""
-    found = (await Records(grid, EXPERIMENTS_MAP).read(experiment_in)).get(job.name)
+    found = (await Records(grid, EXPERIMENTS_MAP).read(experiment_in, [job.name])).get(job.name)
     return found if found is not None and found.submitted_at == job.submitted_at else None
 
 
-async def counts_of(grid: Grid, experiment: Experiment) -> Counts:
-    """What all workers have counted of an experiment."""
-    found = await Records(grid, COUNTS_MAP).read(Counts.of_record)
-    return together(experiment, found.values())
+async def counts_of(grid: Grid, experiment: Experiment, keys: Collection[str] | None = None) -> Counts:
+    """What all workers have counted of an experiment, under the keys of its job; `keys`: these, if they are known."""
+    records = Records(grid, COUNTS_MAP)
+    keys = await records.keys(f"{experiment.job}/") if keys is None else keys
+    return together(experiment, (await records.read(Counts.of_record, keys)).values())
 
 
 def together(experiment: Experiment, counts: Iterable[Counts]) -> Counts:
@@ -356,9 +357,8 @@ async def forget(grid: Grid, job: str, results: str | None = None) -> None:
         if await grid.has_map(name):
             await (await grid.map(name)).destroy()
     counts = Records(grid, COUNTS_MAP)
-    for key in await counts.all():
-        if key.rpartition("/")[0] == job:
-            await counts.delete(key)
+    for key in await counts.keys(f"{job}/"):
+        await counts.delete(key)
     await Records(grid, EXPERIMENTS_MAP).delete(job)
 
 

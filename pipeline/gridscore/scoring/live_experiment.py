@@ -55,6 +55,7 @@ _log = logging.getLogger(__name__)
 RECENT_SECONDS = 60.0  # what was counted lately is judged as well as all
 _RETRY_SECONDS = 10.0
 _TELL_SECONDS = 5.0
+_LIST_SECONDS = 10.0
 
 
 class LiveExperiment:
@@ -84,7 +85,8 @@ class LiveExperiment:
         self._key = f"{record.name}/{members.worker}" if members is not None else ""
         self._before, self._said = Counts(id=""), Counts(id="")
         self._load_at: list[float] = []
-        self._step_at = self._judge_at = 0.0
+        self._step_at = self._judge_at = self._list_at = 0.0
+        self._keys: set[str] = set()  # of what workers have counted, those that are gone included
         self._tell_at: float | None = None
         self._seen: deque[tuple[float, Counts]] = deque()
         self.trial: Trial | None = None
@@ -147,11 +149,11 @@ class LiveExperiment:
                 await self._load(trial, number)
         if self._members is not None and self._grid.clock() >= self._judge_at:
             self._judge_at = self._grid.clock() + PUBLISH_SECONDS * len(self._members.group(self._record.name))
-            await self._judge(found)
+            await self._judge(found, self._members)
 
     async def _begin(self, found: Experiment) -> Trial:
         # By a revision of before, in this process.
-        noted = await self._counts.read(Counts.of_record) if self._key else {}
+        noted = await self._counts.read(Counts.of_record, [self._key]) if self._key else {}
         self._before = together(found, [noted[self._key].without_errors()] if self._key in noted else ())
         self.trial = trial = Trial(found)
         self._step_at, self._load_at = self._grid.clock(), [0.0] * len(found.challengers)
@@ -209,9 +211,13 @@ class LiveExperiment:
         await self._counts.put(self._key, counts.to_json())
         self._said = counts
 
-    async def _judge(self, experiment: Experiment) -> None:
+    async def _judge(self, experiment: Experiment, members: Members) -> None:
         """Move the experiment on, or end it, if it is time."""
-        total, clock = await counts_of(self._grid, experiment), self._grid.clock()
+        name, clock = experiment.job, self._grid.clock()
+        if clock >= self._list_at:  # all keys of all jobs are many
+            self._keys, self._list_at = await self._counts.keys(f"{name}/"), clock + _LIST_SECONDS
+        self._keys |= {f"{name}/{worker}" for worker in members.group(name)}
+        total = await counts_of(self._grid, experiment, self._keys)
         while len(self._seen) > 1 and self._seen[1][0] <= clock - RECENT_SECONDS:
             self._seen.popleft()
         recent = total.plus(self._seen[0][1], -1) if self._seen else total
