@@ -482,6 +482,13 @@ MUTANTS = [
         (BACKUP, "-k", "has_come_out"),
     ),
     Mutant(
+        "a look at a quiet cluster does not ask whether its points are still there",
+        "operations/backup.py",
+        "if not await self._is_as_left():\n                await",
+        "if self._last is None:\n                await",
+        (BACKUP, "-k", "made_whole"),
+    ),
+    Mutant(
         "a point is written under its own name",
         "operations/backup_stores.py",
         'new = path.with_name(f".{path.name}.new")',

@@ -245,3 +245,24 @@ async def test_a_commit_of_unknown_fate_is_found_when_the_server_is_back(databas
         newest = points.entries(points.read(), "dead-letters.y")
         assert list(newest.values()) == [b'{"n":3}']
         points.close()
+
+
+@pytest.mark.parametrize("damage", ["DROP TABLE gridscore_backup", "DELETE FROM gridscore_backup"])
+async def test_a_table_that_was_emptied_while_nothing_changes_gets_a_whole_point(postgres, database, damage):
+    async with StubCluster(partitions=5) as one:
+        client = await one.client()
+        points = Points.write(database)
+        backup = Backup(client.grid, points, every=1)
+        await client.put_events("dead-letters.y", {"k": {"n": 1}})
+        for _ in range(2):
+            await backup.look()
+        assert backup.made == 1
+        rows(postgres, database, damage)
+        for _ in range(2):
+            assert (await backup.look()).number == 1
+        assert backup.made == 2
+        assert [list(points.entries(points.read(), "dead-letters.y").values())] == [[b'{"n":1}']]
+        points.close()
+        points = Points.open(database)
+        assert points.numbers() == [1]
+        points.close()

@@ -25,7 +25,7 @@ from gridscore.keys import Keys, Role
 from gridscore.models.chunks import CHUNKS_MAP
 from gridscore.operations import backup as backup_module
 from gridscore.operations import backup_stores
-from gridscore.operations.backup import BACKUPS_MAP, NOT_KEPT, Backup, BackupRecord, backups_of
+from gridscore.operations.backup import BACKUPS_MAP, NOT_KEPT, Backup, BackupRecord, backups_of, forget_backup
 from gridscore.operations.restore import Restore
 from gridscore.operations.restore_points import KEPT, BackupError, Point, Points
 from gridscore.operations.window_state import state_of
@@ -544,6 +544,150 @@ async def test_a_restored_cluster_is_without_a_backup_until_somebody_starts_it(t
         assert [each.is_late for each in await backups_of(grid)] == [True]
         await backed_up(grid, tmp_path, every=5)
         assert [each.is_late for each in await backups_of(grid)] == [False]
+
+
+def remove_all(path):
+    for each in path.iterdir():
+        shutil.rmtree(each) if each.is_dir() else each.unlink()
+
+
+@pytest.mark.parametrize("damage", [shutil.rmtree, remove_all], ids=["removed", "emptied"])
+async def test_a_place_that_is_gone_while_nothing_changes_is_noticed_and_made_whole(tmp_path, damage):
+    async with StubCluster(partitions=5) as one, StubCluster(partitions=5, seed=1) as two:
+        client, place = await prepared(one), tmp_path / "place"
+        points = Points.write(place)
+        backup = Backup(client.grid, points, every=5)
+        for _ in range(2):
+            assert (await backup.look(10)).number == 1
+        before = points.id
+        damage(place)
+        assert (await backup.look(10)).number == 1
+        assert backup.made == 2
+        assert (await backup.look(10), backup.made) == (points.read(), 2)
+        assert points.id != before  # or it would be taken for the other if that comes back
+        assert [(each.point, each.error) for each in await backups_of(client.grid)] == [(1, "")]
+        with pytest.raises(UsageError, match="Another process"):
+            Points.write(place)
+        points.close()
+        other = await two.client()
+        await restored(other.grid, place)
+        assert await content(client.grid) == await content(other.grid)
+
+
+@pytest.mark.parametrize("kind", ["points", "data", "a part of a model"])
+async def test_a_point_that_was_removed_is_made_anew_and_a_part_of_one_is_missed(tmp_path, kind):
+    async with StubCluster(partitions=5) as cluster:
+        client, points = await prepared(cluster), Points.write(tmp_path)
+        backup = Backup(client.grid, points, every=5)
+        await backup.look(10)
+        await client.put_events("customers", {"c9": {"age": 9}})
+        made = await backup.look(10)
+        if kind == "points":
+            (tmp_path / "points" / f"{2:010d}").unlink()
+            assert (await backup.look(10)).maps == made.maps
+            assert points.numbers() == [1, 2]
+        else:
+            name = (
+                made.maps["customers"][0].sha256
+                if kind == "data"
+                else b"".join(points.entries(made, CHUNKS_MAP).values())[:64].decode()
+            )
+            (tmp_path / "data" / name).unlink()
+            for _ in range(2):
+                with pytest.raises(BackupError, match="cannot be read" if kind == "data" else "somebody has removed"):
+                    await backup.look(10)
+        points.close()
+
+
+async def test_points_of_another_cluster_that_come_into_the_place_stay_as_they_are(tmp_path):
+    async with StubCluster(partitions=5) as one, StubCluster(partitions=5, seed=1) as two:
+        await backed_up((await prepared(two)).grid, tmp_path / "theirs")
+        client, points = await prepared(one), Points.write(tmp_path / "ours")
+        backup = Backup(client.grid, points, every=5)
+        await backup.look(10)
+        before = sorted((path, path.read_bytes()) for path in (tmp_path / "theirs").rglob("*") if path.is_file())
+        (tmp_path / "ours").rename(tmp_path / "away")
+        (tmp_path / "theirs").rename(tmp_path / "ours")
+        for _ in range(3):
+            with pytest.raises(UsageError, match="of another cluster"):
+                await backup.look(10)
+            await backup._tell("of another cluster")  # as it does when it runs
+        (tmp_path / "ours").rename(tmp_path / "theirs")
+        assert (
+            sorted((path, path.read_bytes()) for path in (tmp_path / "theirs").rglob("*") if path.is_file()) == before
+        )
+        (tmp_path / "away").rename(tmp_path / "ours")
+        await client.put_events("customers", {"c9": {"age": 9}})
+        assert (await backup.look(10)).number == 2
+        assert [(each.point, each.error) for each in await backups_of(client.grid)] == [(2, "")]
+        points.close()
+
+
+async def test_a_first_look_that_fails_is_told(tmp_path, monkeypatch):
+    async with StubCluster(partitions=5) as cluster:
+        client, points = await prepared(cluster), Points.write(tmp_path)
+        backup = Backup(client.grid, points, every=5)
+        await backup.open()
+        monkeypatch.setattr(backup_stores, "_write", full_disk)
+        running = asyncio.create_task(backup.run())
+        async with asyncio.timeout(20):
+            while not (found := await backups_of(client.grid)):
+                await asyncio.sleep(0.01)
+        (record,) = found
+        assert (record.point, record.is_late) == (0, True)
+        assert "No space left" in record.error
+        assert record.text.startswith("no restore point in ")
+        assert record.age < 60
+        running.cancel()
+        await asyncio.wait([running])
+        points.close()
+
+
+async def test_what_is_known_of_a_backup_that_runs_no_more_can_be_forgotten(tmp_path):
+    async with StubCluster(partitions=5) as cluster:
+        grid = (await prepared(cluster)).grid
+        for name in ("a", "b"):
+            await backed_up(grid, tmp_path / name, every=5)
+        with pytest.raises(UsageError, match="runs"):
+            await forget_backup(grid, str(tmp_path / "a"))
+        for key, record in (await Records(grid, BACKUPS_MAP).all()).items():
+            await Records(grid, BACKUPS_MAP).put(key, {**record.value, "at": 1})
+        with pytest.raises(UsageError, match="knows of no backup to `elsewhere`") as raised:
+            await forget_backup(grid, "elsewhere")
+        assert f":{tmp_path / 'b'}`" in raised.value.hint
+        assert (await forget_backup(grid, str(tmp_path / "a"))).endswith(str(tmp_path / "a"))
+        (left,) = await backups_of(grid)
+        assert await forget_backup(grid, left.to) == left.to
+        assert await backups_of(grid) == []
+        assert Points.open(tmp_path / "b").read().number == 1
+
+
+async def test_positions_that_are_held_up_do_not_ask_all_journals_all_the_time(tmp_path):
+    async with StubCluster(partitions=5) as cluster:
+        client, points = await prepared(cluster), Points.write(tmp_path)
+        await register(client.grid, "out", "files", SinkSettings(results="results.pay"))
+        await client.put_events("events.pay", payment("c1", 10, 0))  # nobody scores
+        backup, asked = Backup(client.grid, points), "Map.EventJournalSubscribe"
+        await backup.settle(0)
+        before = cluster.requests[asked]
+        await backup.settle(2)
+        assert backup._held == "`pay` has 1 to go"
+        assert cluster.requests[asked] - before == 5  # the one journal that holds it up, once
+        points.close()
+
+
+async def test_a_journal_that_has_begun_again_holds_up_positions_for_one_look_only(tmp_path):
+    async with StubCluster(partitions=5) as cluster:
+        client, points = await prepared(cluster), Points.write(tmp_path)
+        await client.put_events("events.pay", payment("c1", 10, 0))
+        backup = Backup(client.grid, points)
+        await backup.look()
+        assert backup._held == "`pay` has 1 to go"
+        await (await client.grid.map("events.pay")).destroy()
+        await backup.look()
+        await backup.look()
+        assert backup._held == ""
+        points.close()
 
 
 async def test_a_full_disk_leaves_the_point_before_and_is_made_good(tmp_path, monkeypatch):

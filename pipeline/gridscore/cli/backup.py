@@ -27,7 +27,18 @@ _WHERE = "a folder, or postgresql://USER@HOST:5432/DATABASE, where ${NAME} is ta
 
 def backup(
     *,
-    to: Annotated[str, typer.Option(metavar="DIR|URL", help=f"For restore points: {_WHERE}.", show_default=False)],
+    to: Annotated[
+        str | None, typer.Option(metavar="DIR|URL", help=f"For restore points: {_WHERE}.", show_default=False)
+    ] = None,
+    forget: Annotated[
+        str | None,
+        typer.Option(
+            "--forget",
+            metavar="PLACE",
+            help="Instead: say no more of a backup that runs no more, to a place as `status` shows it.",
+            show_default=False,
+        ),
+    ] = None,
     every: Annotated[
         str | None,
         typer.Option(metavar="TIME", help="Go on, so that no point gets older than that, as 5s; else make one."),
@@ -47,9 +58,18 @@ def backup(
     """
     from gridscore.cli.plug_run import run_until_told
     from gridscore.job.types import Duration, seconds_of
-    from gridscore.operations.backup import Backup
+    from gridscore.operations.backup import Backup, forget_backup
     from gridscore.operations.restore_points import Points
 
+    if forget is not None and to is None:
+        place = run_on(connection, lambda grid: forget_backup(grid, forget))
+        if as_json:
+            print_json({"forgot": place})
+        else:
+            say(f"Nothing is said of the backup to {place} any more. Its restore points stay.", to=console)
+        return
+    if to is None or forget is not None:
+        raise UsageError("Name a place for restore points, --to, or one to --forget.", "Give exactly one of them.")
     seconds = 0.0 if every is None else seconds_of(valid(Duration, "--every", every))
     if every is not None and not 1 <= seconds <= 86_400:
         raise UsageError("--every: a second to a day is possible.")

@@ -93,14 +93,16 @@ async def _records(grid: Grid) -> list[Finding]:
     ]
 
 
-_LATE = "Look whether `gridscore backup` still runs, and what its log says; docs/operations.md has what makes it slow."
+_LATE = (
+    "Look whether `gridscore backup` still runs, and what its log says; docs/operations.md has what makes it slow. "
+    "If it is not to run any more: `gridscore backup --forget PLACE`."
+)
 
 
 async def _backups(grid: Grid) -> list[Finding]:
     """How old the last restore points are, if any were made."""
     from gridscore.grid.doctor import Finding, Level
     from gridscore.operations.backup import BACKUPS_MAP, backups_of
-    from gridscore.texts import duration_text
 
     try:
         found = await backups_of(grid) if await grid.has_map(BACKUPS_MAP) else []
@@ -110,8 +112,7 @@ async def _backups(grid: Grid) -> list[Finding]:
         Finding(
             Level.WARN if each.is_late else Level.OK,
             f"backup to {each.to}",
-            f"restore point {each.point}, {duration_text(each.age)} old{each.oldest_text}"
-            + (f"; {each.error}" if each.error else ""),
+            each.text + (f"; {each.error}" if each.error else ""),
             _LATE if each.is_late else "",
         )
         for each in found

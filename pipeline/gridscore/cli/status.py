@@ -103,8 +103,7 @@ def status(
         for backup in flow.backups:
             error = f", and the last look failed: {backup.error}" if backup.error else ""
             mark = "[yellow]late[/], " if backup.is_late else ""
-            age = f"{duration_text(backup.age)} old{backup.oldest_text}"
-            console.print(f"backup to [bold]{safe(backup.to)}[/]: {mark}{age}, point {backup.point}{safe(error)}")
+            console.print(f"backup to [bold]{safe(backup.to)}[/]: {mark}{backup.text}{safe(error)}")
         if not flow.has_jobs:
             console.print("No jobs. `gridscore submit FILE` submits one.")
     if not findings.all_well:

@@ -41,6 +41,7 @@ from gridscore.job.life import JOBS_MAP, OVER, Jobs, JobState
 from gridscore.models.chunks import CHUNKS_MAP
 from gridscore.models.registry import MODELS_MAP, VERSIONS_MAP
 from gridscore.operations.autoscale import AUTOSCALE_MAP
+from gridscore.operations.backup_stores import BackupError
 from gridscore.operations.restore_points import MOST_BYTES, Point, Points
 from gridscore.operations.status import ACKNOWLEDGED_MAP
 from gridscore.operations.window_changes import Tail, WindowChanges
@@ -51,6 +52,7 @@ from gridscore.scoring.window_messages import subscription_of as windows_of
 from gridscore.scoring.window_states import map_of as window_map
 from gridscore.sinks.records import ERAS_MAP, PROCESSES_MAP, all_sinks
 from gridscore.sources.status import SourceRecord
+from gridscore.texts import duration_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable, Mapping
@@ -91,8 +93,10 @@ class BackupRecord(msgspec.Struct, frozen=True):
     """What the grid knows of a backup of it, or of the one that it was restored from."""
 
     to: Word  # where the points are
-    at: Count  # when the cluster was read last and all of it was on the disk, in milliseconds since 1970
-    point: Count  # the last point
+    # When the cluster was read last and all of it was on the disk, in milliseconds since 1970; without a point, when
+    # the backup began.
+    at: Count
+    point: Count  # the last point; 0 if there is none
     # When the sources were where they go on from after a restore, as `at`; 0 if there is no point yet from which they
     # do.
     positions_at: Count = 0
@@ -107,9 +111,12 @@ class BackupRecord(msgspec.Struct, frozen=True):
         return max(0.0, time.time() - self.at / 1000)
 
     @property
-    def oldest_text(self) -> str:
-        """How old points get, as figures beside the age say it."""
-        return f" (at most {self.oldest:.1f} s in the last {_LOOKS} looks)" if self.oldest else ""
+    def text(self) -> str:
+        """How old the last point is, and points get, for people."""
+        if not self.point:
+            return f"no restore point in {duration_text(self.age)}"
+        oldest = f" (at most {self.oldest:.1f} s in the last {_LOOKS} looks)" if self.oldest else ""
+        return f"restore point {self.point}, {duration_text(self.age)} old{oldest}"
 
     @property
     def is_late(self) -> bool:
@@ -148,9 +155,10 @@ class Backup:
         self._pending: _Mark | None = None
         self._safe: _Mark | None = None
         self._held = ""
-        self._looked_at = 0.0
+        self._waited = frozenset[str]()  # the maps whose readers hold it up
+        self._id = points.id  # of the backup that was opened
+        self._looked_at = time.time()
         self._ages = deque[float](maxlen=_LOOKS)
-        self._is_in_doubt = False
         self._sizes: dict[str, int] = {}
         self._tails: dict[str, tuple[object, dict[int, Tail]]] = {}  # of windows whose changes are told
         # Keys of large maps of windows in the last point, by partition, as of a round over all partitions.
@@ -167,12 +175,9 @@ class Backup:
         is damaged.
         """
         numbers = await asyncio.to_thread(self._points.numbers)
-        if not numbers:
-            return
-        last = await asyncio.to_thread(self._points.read)
-        safe: Point | None = last
-        self._restored = 0
-        if last.cluster != self._cluster:
+        last = safe = await asyncio.to_thread(self._points.read) if numbers else None
+        restored = 0
+        if last is not None and last.cluster != self._cluster:
             known = (await self._records.read(parsed(BackupRecord))).get(self._points.id)
             if known is None:
                 raise UsageError(
@@ -181,14 +186,21 @@ class Backup:
                     f"Restore it first: `gridscore restore --from {self._points.address}`; or name another place.",
                 )
             # Its states are those of the point that was restored: later positions would pass over messages.
-            self._restored = known.point
+            restored = known.point
             safe = await asyncio.to_thread(self._points.read, known.point) if known.point in numbers else None
-        self._digests, self._tails, self._sorted = {}, {}, {}
-        for name in last.maps:
-            entries = await asyncio.to_thread(self._points.entries, last, name)
-            self._digests[name] = {key: _digest(text) for key, text in entries.items()}
-        self._last, self._looked_at = last, last.at
-        self._safe = _Mark(safe.positions_at, safe.positions, safe.feeds) if safe else None
+        digests = {}
+        if last is not None:
+            for name in last.maps:
+                entries = await asyncio.to_thread(self._points.entries, last, name)
+                digests[name] = {key: _digest(text) for key, text in entries.items()}
+        if self._points.id != self._id and not self._restored:
+            await self._records.delete(self._id)  # nothing is left of it here
+        # Until here nothing has changed, or what is of one place would be taken for that of another.
+        self._digests, self._tails, self._sorted = digests, {}, {}
+        if last is not None:  # without, what was safe is: the states that are read next are later
+            self._looked_at = last.at
+            self._safe = _Mark(safe.positions_at, safe.positions, safe.feeds) if safe else None
+        self._id, self._last, self._restored = self._points.id, last, restored
 
     async def run(self) -> None:
         """Make points until cancelled, whatever the cluster and the place of the points do.
@@ -217,17 +229,27 @@ class Backup:
         can be kept; BackupError or OSError if the place of the points does not answer, or cannot be written.
         """
         try:
-            if self._is_in_doubt:  # the point that failed may be there all the same
-                there = await asyncio.to_thread(self._points.numbers)
-                if max(there, default=0) != (self._last.number if self._last else 0):
-                    await asyncio.to_thread(self._points.begin)
-                    await self.open()
-                self._is_in_doubt = False
+            if not await self._is_as_left():
+                await self._open_again()
             return await self._look(settle)
         except BaseException:
-            self._is_in_doubt = True
             self._points.undo()
             raise
+
+    async def _is_as_left(self) -> bool:
+        return await asyncio.to_thread(self._points.is_as_left, self._id, self._last.number if self._last else 0)
+
+    async def _open_again(self) -> None:
+        """Go on with what is there: a point whose writing failed, or what somebody has made of the place."""
+        points = self._points
+        if self._last is not None:
+            said = "%s is not as it was left, with the restore point %d as the newest: it is read again"
+            _log.warning(said, points.place, self._last.number, extra={"action": "backup_place_changed"})
+        await asyncio.to_thread(points.begin)
+        await self.open()
+        if not await self._is_as_left():
+            text = f"The newest restore point in `{points.address}` lacks what somebody has removed."
+            raise BackupError(text, "For new points, name a new place.")
 
     async def _look(self, settle: float) -> Point:
         await self.settle(settle)
@@ -293,12 +315,10 @@ class Backup:
 
     async def _tell(self, error: str) -> None:
         """Write down in the grid how old the last point is."""
-        if self._last is None:
-            return
         record = BackupRecord(
             to=self._points.place,
             at=int(self._looked_at * 1000),
-            point=self._restored or self._last.number,
+            point=self._restored or (self._last.number if self._last else 0),
             positions_at=int((self._safe.at if self._safe else 0) * 1000),
             every=self._every,
             held=self._held,
@@ -306,7 +326,7 @@ class Backup:
             oldest=max(self._ages, default=0.0),
         )
         try:
-            await self._records.put(self._points.id, msgspec.to_builtins(record))
+            await self._records.put(self._id, msgspec.to_builtins(record))
         except (HazelcastError, GridError) as failed:
             _log.debug("The figures of the backup could not be published: %s", failed)
 
@@ -499,9 +519,13 @@ class Backup:
             if await self._has_come_out(mark):
                 self._safe, self._pending, self._held = await self._without_unread(mark), None, ""
                 return
-            if time.monotonic() - began >= seconds:
+            waited = time.monotonic() - began
+            if waited >= seconds:
+                ends = await self._ends(self._waited)  # each partition of each is asked: not at every turn
+                if any(end < tail for name in ends for end, tail in zip(ends[name], mark.tails[name], strict=True)):
+                    self._pending = None  # a journal has begun again, and nobody will ever come as far
                 return
-            await asyncio.sleep(_SETTLE_SECONDS)
+            await asyncio.sleep(min(max(_SETTLE_SECONDS, waited / 2), seconds - waited))
 
     async def _has_come_out(self, mark: _Mark) -> bool:
         """Whether all readers have come as far as the mark asks; its tails move on with them."""
@@ -509,12 +533,9 @@ class Backup:
             readers = await self._readers()
             concerned = [(sub, outputs) for sub, outputs in readers if sub.map in mark.tails]
             requests = await all_requests(self._grid)
-            owed = [(sub.group, await self._owed(sub, mark.tails[sub.map], requests)) for sub, _ in concerned]
-            if waited := [f"`{group.removeprefix('sink:')}` has {count:,} to go" for group, count in owed if count]:
-                self._held = "; ".join(waited)[:1000]
-                for name, ends in (await self._ends(mark.tails)).items():
-                    if any(end < tail for end, tail in zip(ends, mark.tails[name], strict=True)):
-                        self._pending = None  # a journal has begun again, and nobody will ever come as far
+            owed = [(sub, await self._owed(sub, mark.tails[sub.map], requests)) for sub, _ in concerned]
+            if waited := [f"`{sub.group.removeprefix('sink:')}` has {count:,} to go" for sub, count in owed if count]:
+                self._held, self._waited = "; ".join(waited)[:1000], frozenset(sub.map for sub, count in owed if count)
                 return False
             read = {sub.map for sub, _ in readers}
             mark.tails = await self._ends(set[str]().union(*(outputs for _, outputs in concerned)) & read)
@@ -558,6 +579,27 @@ async def backups_of(grid: Grid) -> list[BackupRecord]:
     """What the grid knows of its backups, the latest first."""
     found = await Records(grid, BACKUPS_MAP).read(parsed(BackupRecord))
     return sorted(found.values(), key=lambda each: -each.at)
+
+
+async def forget_backup(grid: Grid, place: str) -> str:
+    """Forget what the grid knows of a backup that is made no more; its restore points stay. Returns its place.
+
+    `place`: as `status` shows it, or its path alone. Raises UsageError if there is none, several are meant, or it runs.
+    """
+    records = Records(grid, BACKUPS_MAP)
+    known = await records.read(parsed(BackupRecord))
+    places = {each.to for each in known.values()}
+    meant = {place} & places or {each for each in places if each.partition(":")[2] == place}
+    if len(meant) != 1:
+        said = f"Several backups are at `{place}`" if meant else f"The cluster knows of no backup to `{place}`"
+        raise UsageError(f"{said}.", f"It knows of: {', '.join(f'`{each}`' for each in sorted(places)) or 'none'}.")
+    (found,) = meant
+    theirs = {key: each for key, each in known.items() if each.to == found}
+    if any(each.every and not each.is_late for each in theirs.values()):
+        raise UsageError(f"A backup to `{found}` runs.", "End it first.")
+    for key in theirs:
+        await records.delete(key)
+    return found
 
 
 def _patience(every: float, busy: float) -> float:

@@ -32,7 +32,7 @@ class Store(Protocol):
     address: str  # the same as `--from` takes it, without a user and a password
 
     def begin(self) -> None:
-        """Become the one that writes, and make what is not there.
+        """Become the one that writes, or go on to be, and make what is not there.
 
         Raises UsageError if something else is there, or another process writes.
         """
@@ -73,7 +73,8 @@ class Folder:
         self._new: list[Path] = []
 
     def begin(self) -> None:
-        """Make the folder if it is not there."""
+        """Make the folder if it is not there, and lock it: it may be another one than before."""
+        self.close()
         self.path.mkdir(0o700, parents=True, exist_ok=True)
         others = sorted({each.name for each in self.path.iterdir()} - {"lock", ".backup.json.new"})
         if others and "backup.json" not in others:

@@ -86,7 +86,7 @@ class Points:
         """
         found = cls(_store(to))
         try:
-            found._identify()
+            found.id = found._identity()
         except BaseException:
             found.close()
             raise
@@ -100,33 +100,41 @@ class Points:
         """
         found = cls(_store(to))
         try:
-            found.store.begin()
             found.begin()
         except BaseException:
             found.close()
             raise
         return found
 
-    def _identify(self) -> None:
+    def _identity(self) -> str:
         why = f"there is no `{_NAME}`"
         try:
             if self.store.has(IDENTITY, _NAME):
-                self.id = msgspec.json.decode(self.store.read(IDENTITY, _NAME, 1_000), type=_Identity).backup
-                return
+                return msgspec.json.decode(self.store.read(IDENTITY, _NAME, 1_000), type=_Identity).backup
         except ValueError as error:
             why = str(error)
         raise UsageError(f"`{self.address}` has no backup: {why}.", "Name what --to of `gridscore backup` named.")
 
     def begin(self) -> None:
-        """Read what is there, and remove what a crash has left."""
+        """Become the one that writes, read what is there, and remove what a crash has left."""
         store = self.store
+        store.begin()
         if not store.has(IDENTITY, _NAME):
             store.write(IDENTITY, _NAME, msgspec.json.encode(_Identity(uuid.uuid4().hex)))
-        self._identify()
+        self.id = self._identity()
         self._points = {number: self._names(self.read(number)) for number in self.numbers()}
         wanted = frozenset[str]().union(*(names for _, names in self._points.values()))
         store.remove(DATA, [name for name in store.names(DATA) if _is_digest(name) and name not in wanted])
         store.commit()
+
+    def is_as_left(self, backup: str, number: int) -> bool:
+        """Whether it is that backup, and that is its newest point (0: it has none), with all that it names."""
+        try:
+            if self._identity() != backup or max(self.numbers(), default=0) != number:
+                return False
+        except UsageError:  # it was emptied
+            return False
+        return self._points.get(number, (0.0, frozenset[str]()))[1].issubset(self.store.names(DATA))
 
     def numbers(self) -> list[int]:
         """The points, the newest last."""
