@@ -108,3 +108,25 @@ def moment_seconds(text: str) -> float:
         return dt.datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError):
         return 0.0
+
+
+# Fields of our records that are times in milliseconds since 1970.
+_MILLISECONDS = frozenset({"began_at", "committed_at", "error_at", "last_at", "lost_at", "seen_at"})
+
+
+def with_moments(value: Any) -> Any:
+    """It, with our records' milliseconds as all of `--json` has times: RFC 3339 in UTC, null for never."""
+    if isinstance(value, dict):
+        return {
+            name: moment_at(each / 1000) if name in _MILLISECONDS and isinstance(each, int) else with_moments(each)
+            for name, each in value.items()
+        }
+    return [with_moments(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def moment_at(seconds: float) -> str | None:
+    """A time in seconds since 1970 as `--json` has it; None for 0, which is never, and where no calendar has it."""
+    try:
+        return moment_text(dt.datetime.fromtimestamp(seconds, dt.UTC)) if seconds else None
+    except (ValueError, OverflowError, OSError):
+        return None

@@ -155,7 +155,7 @@ async def test_somebody_new_finds_who_is_slow_and_which_model_decided_and_why(cl
         await page.wait_for_selector("td:text-is('walked through')")
         await accessible(page)
         [done] = json.loads((await scoring.command(cluster, "key", "log", "--json")).stdout)
-        assert (done["verb"], done["target"], done["outcome"]) == ("promote", name, "done")
+        assert (done["verb"], done["target"], done["outcome"]) == ("promote-model", name, "done")
 
         # A page whose server is gone says so, though nobody tells it: here after seconds that pass faster.
         await page.goto(f"{server.http.address}/")

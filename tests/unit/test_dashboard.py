@@ -21,7 +21,8 @@ from gridscore.job import parse_job
 from gridscore.job.life import JOBS_MAP
 from gridscore.keys import Keys, Role
 from gridscore.operations.actions import ActionLog
-from gridscore.serve.dashboard import observation, sessions
+from gridscore.serve import observation, sessions
+from gridscore.serve.verbs import VERBS
 from gridscore.sources.http import gate
 from gridscore.testing import StubCluster
 
@@ -328,11 +329,12 @@ async def test_what_is_done_is_confirmed_permitted_and_in_the_log():
 
             done = await ActionLog(grid).list()
             assert [(each.verb, each.detail, each.outcome) for each in done][-3:] == [
-                ("rollback", "", "done"),
-                ("promote", "version 9", done[-2].outcome),
-                ("promote", "version 2", "done"),
+                ("rollback-model", "points_at 2", "done"),
+                ("promote-model", "points_at 2, version 9", done[-2].outcome),
+                ("promote-model", "points_at 1, version 2", "done"),
             ]
             assert "version 9" in done[-2].outcome
+            assert {each.verb for each in done} <= {work.__name__.replace("_", "-") for *_, work in VERBS}
             assert {each.by for each in done} == {key.id}
             assert "it is better" in await see(http, "/dashboard/log")
 

@@ -8,7 +8,7 @@ from gridscore.grid.writer import MapWriter
 from gridscore.operations.explain import Explanation
 from gridscore.operations.status import JobFigures, Overview, WorkerRecord
 from gridscore.serve.dashboard import figures
-from gridscore.serve.dashboard.observation import _KEPT, Observation, Point, Recent, _decode
+from gridscore.serve.observation import _KEPT, Observation, Point, Recent, _decode
 from gridscore.testing import StubCluster
 
 

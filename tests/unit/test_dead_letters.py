@@ -179,6 +179,20 @@ async def test_a_list_goes_on_behind_the_last_of_another():
         assert [each.at for _, each in seen] == sorted((each.at for _, each in seen), reverse=True)
 
 
+async def test_a_list_has_no_more_bytes_than_it_may_and_leaves_none_out_between():
+    async with StubCluster() as cluster:
+        grid = await cluster.connect("user")
+        # A large one among small ones: those behind it that are met later must not take its place.
+        letters = [dead(grid, n, raw=b"x" * (3_000 if n % 7 == 0 else 100)) for n in range(100)]
+        await write(grid, letters)
+        seen, last = [], None
+        while some := (await list_letters(grid, "test", 40, last, 2_000))[1]:
+            assert len(some) == 1 or sum(len(each.dead.raw) for each in some) <= 2_000
+            seen += some
+            last = some[-1]
+        assert [each.dead for each in seen] == sorted(letters, key=lambda each: (each.at, each.id), reverse=True)
+
+
 def poison(count, begin=0):
     return [Poison(f"a:{n}", f"k{n}", b"bad", "it is not an event") for n in range(begin, begin + count)]
 

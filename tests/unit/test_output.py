@@ -17,9 +17,10 @@ from rich.console import Console
 
 from gridscore import cli
 from gridscore.cli import output, watch
-from gridscore.cli.output import json_text, print_table, safe, visible, with_moments
+from gridscore.cli.output import json_text, print_table, safe, visible
 from gridscore.client.results import Result
 from gridscore.errors import UsageError
+from gridscore.texts import with_moments
 
 EVIL = "a\x1b[31m\x07\r\n\x9b2J\u202e\x7f[/bold][red]:smile:\udcff"
 
@@ -101,11 +102,18 @@ def test_a_terminal_too_narrow_for_the_figures_has_a_line_for_each(screen):
 
 
 def test_times_of_records_are_as_all_of_json_has_them():
-    record = {"name": "x", "seen_at": 1_764_470_000_123, "error_at": 0, "jobs": [{"committed_at": 1_764_470_000_000}]}
+    record = {
+        "name": "x",
+        "seen_at": 1_764_470_000_123,
+        "error_at": 0,
+        "lost_at": 2**53 - 1,
+        "jobs": [{"committed_at": 1_764_470_000_000}],
+    }
     assert with_moments(record) == {
         "name": "x",
         "seen_at": "2025-11-30T02:33:20.123Z",
         "error_at": None,
+        "lost_at": None,  # no calendar has it
         "jobs": [{"committed_at": "2025-11-30T02:33:20.000Z"}],
     }
 

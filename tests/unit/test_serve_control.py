@@ -1,18 +1,21 @@
 """Control: each verb does by REST what its command does, for those who may, noted before it is done; and once."""
 
 import asyncio
+import datetime as dt
+from types import SimpleNamespace
 
 import msgspec
 import pytest
-from serving import JOB, PLAIN, booster, client, prepared, serving
+from serving import JOB, PLAIN, booster, client, prepared, serving, until
 
 from gridscore import keys as keys_module
 from gridscore.errors import JobError
 from gridscore.grid.records import Records
 from gridscore.job import parse_job
+from gridscore.job.life import JOBS_MAP
 from gridscore.keys import Keys, Role
 from gridscore.operations.actions import ACTIONS_MAP, ActionLog
-from gridscore.serve import acting, control
+from gridscore.serve import acting, control, verbs
 from gridscore.serve.verbs import VERBS
 from gridscore.sources.http import gate
 from gridscore.testing import StubCluster
@@ -96,7 +99,11 @@ async def test_jobs_are_submitted_moved_and_wiped():
             async with asyncio.timeout(20):
                 while set((await call("GET", "workers"))[0]["jobs"]) != {"cards", "plain"}:
                     await asyncio.sleep(0.05)  # it says so once a second
-            assert {each["name"] for each in (await call("GET", "status"))["jobs"]} == {"cards", "plain"}
+            status = await call("GET", "status")
+            assert {each["name"] for each in status["jobs"]} == {"cards", "plain"}
+            [worker] = await call("GET", "workers")
+            for at in (worker["seen_at"], worker["jobs"]["plain"]["committed_at"]):
+                assert dt.datetime.fromisoformat(at).tzinfo is dt.UTC  # as by `--json`
 
             assert "End it first" in (await call("DELETE", "jobs/plain", status=409))["hint"]
             assert (await call("POST", "jobs/plain/cancel"))["state"] == "CANCELLED"
@@ -105,6 +112,51 @@ async def test_jobs_are_submitted_moved_and_wiped():
                     await asyncio.sleep(0.05)  # the worker finishes its writes
             assert "There is no job `plain`" in (await call("GET", "jobs/plain", status=404))["detail"]
             assert await gridscore.jobs.find("plain") is None
+
+
+async def test_a_job_whose_record_cannot_be_used_is_cancelled_by_its_name():
+    async with StubCluster(partitions=8) as cluster:
+        gridscore = await prepared(cluster, PLAIN)
+        await Records(gridscore.grid, JOBS_MAP).put("odd", {"spec": {}, "state": "no state"})
+        async with serving(cluster, token=TOKEN) as server, client(server) as http:
+            gone = await Caller(http)("POST", "jobs/odd/cancel")
+            assert gone == {"name": "odd", "state": None, "revision": None, "changed": True}
+
+
+async def test_who_is_slow_holds_up_only_what_is_done_with_the_same(monkeypatch):
+    async with StubCluster(partitions=8) as cluster:
+        await prepared(cluster, PLAIN)
+        go, slow = asyncio.Event(), []
+
+        async def waits(*_asked):
+            slow.append(None)
+            await go.wait()
+            return 0, []
+
+        async def audits(*_asked, **_options):
+            await waits()
+            return SimpleNamespace(to_json=dict)
+
+        monkeypatch.setattr(verbs, "list_letters", waits)
+        monkeypatch.setattr(verbs, "audit", audits)
+        async with serving(cluster, token=TOKEN) as server, client(server) as http:
+            call = Caller(http)
+            asks = [asyncio.create_task(call("GET", "dead-letters/plain")) for _ in range(control.READING)]
+            await until(lambda: len(slow) == control.READING)
+            assert [each["name"] for each in await call("GET", "jobs")] == ["plain"]
+            monkeypatch.setattr(control, "READ_SECONDS", 0.0)
+            await call("GET", "dead-letters/plain", status=503)
+
+            act = asyncio.create_task(http.post("/control/jobs/plain/audit", headers=ALL))
+            await until(lambda: len(slow) == control.READING + 1)
+            await call("POST", "models/cards/describe", {"description": "new"})
+            monkeypatch.setattr(acting, "WAIT_SECONDS", 0.0)
+            refused = await call("POST", "jobs/plain/suspend", status=503)
+            assert "Other actions are under way" in refused["detail"]
+            go.set()
+            await asyncio.gather(act, *asks)
+            monkeypatch.setattr(acting, "WAIT_SECONDS", 10.0)
+            await call("POST", "jobs/plain/suspend")
 
 
 async def test_models_go_live_and_back_once_however_often_that_is_asked_for():
@@ -176,7 +228,7 @@ async def test_of_two_who_move_an_alias_at_once_by_two_servers_one_does():
             assert len([each for each in log if "by now, not" in each.outcome]) == 6
 
 
-async def test_dead_letters_are_shown_replayed_and_removed():
+async def test_dead_letters_are_shown_replayed_and_removed(monkeypatch):
     async with StubCluster(partitions=8) as cluster:
         gridscore = await prepared(cluster, PLAIN)
         async with cluster.worker(), serving(cluster, "plain", token=TOKEN) as server, client(server) as http:
@@ -195,6 +247,9 @@ async def test_dead_letters_are_shown_replayed_and_removed():
             [first] = (await call("GET", "dead-letters/plain?limit=1"))["dead_letters"]
             rest = (await call("GET", f"dead-letters/plain?before={first['id']}"))["dead_letters"]
             assert [first, *rest] == letters
+            with monkeypatch.context() as less:
+                less.setattr(verbs, "MAX_LETTERS", 1)
+                assert (await call("GET", "dead-letters/plain"))["dead_letters"] == [first]
             await call("GET", "dead-letters/plain/none", status=404)
             await call("GET", "dead-letters/none", status=404)
             assert not await gridscore.grid.has_map("dead-letters.none")

@@ -18,11 +18,11 @@ import typer
 
 from gridscore.cli.containers import Image  # noqa: TC001 -- typer reads the annotations
 from gridscore.cli.options import Connection, JobName, Json, answered, ask, connected, grid_settings
-from gridscore.cli.output import errors, moment_at, print_json, print_table, run, safe
+from gridscore.cli.output import errors, print_json, print_table, run, safe
 from gridscore.cli.signals import on_signals
 from gridscore.cli.worker import command_of, supervise, supervised
 from gridscore.errors import ContainerError, GridError, GridscoreError, UsageError
-from gridscore.texts import count_text
+from gridscore.texts import count_text, moment_at
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gridscore.cli.options import Connection, Json, run_on, valid, working
-from gridscore.cli.output import console, counted, errors, moment_at, print_json, print_table, say
+from gridscore.cli.output import console, counted, errors, print_json, print_table, say
 from gridscore.errors import UsageError
-from gridscore.texts import duration_text
+from gridscore.texts import duration_text, moment_at
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid

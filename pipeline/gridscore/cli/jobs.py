@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gridscore.cli.options import AllowChanged, App, Connection, JobName, Json, Override, Why, ask, run_on
-from gridscore.cli.output import console, one_line, print_json, print_table, print_warnings, safe, with_moments
+from gridscore.cli.output import console, one_line, print_json, print_table, print_warnings, safe
 from gridscore.cli.state import fill, moment_of, told_of
 from gridscore.errors import UsageError
+from gridscore.texts import with_moments
 
 if TYPE_CHECKING:
     from gridscore.client import Client

@@ -7,7 +7,6 @@ Keys, events, names and messages come from anywhere, and must not act as termina
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import json
 import os
 import shlex
@@ -23,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gridscore.errors import UsageError
-from gridscore.texts import NOT_LAYOUT, moment_text
+from gridscore.texts import NOT_LAYOUT
 from gridscore.texts import visible as visible  # noqa: PLC0414 -- the commands take it from here
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, ProgressColumn
 
-_MILLISECONDS = frozenset({"began_at", "committed_at", "error_at", "last_at", "lost_at", "seen_at"})
 _PIPE_WIDTH = 10_000
 _CELL = 60  # most characters of a cell that is not in the last column
 _LAST_CELL = 10  # least characters of the last column, however narrow the terminal
@@ -107,21 +105,6 @@ def lookup_texts(lookups: Mapping[str, Any]) -> Iterator[str]:
 def say(text: Any, style: str | None = None, *, to: Console | None = None, layout: bool = False) -> None:
     """Print a text as it is, on standard error by default."""
     (to or errors).print(visible(text, layout=layout), style=style, markup=False)
-
-
-def with_moments(value: Any) -> Any:
-    """It, with our records' milliseconds as all of `--json` has times: RFC 3339 in UTC, null for never."""
-    if isinstance(value, dict):
-        return {
-            name: moment_at(each / 1000) if name in _MILLISECONDS and isinstance(each, int) else with_moments(each)
-            for name, each in value.items()
-        }
-    return [with_moments(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def moment_at(seconds: float) -> str | None:
-    """A time in seconds since 1970 as `--json` has it; None for 0, which is never."""
-    return moment_text(dt.datetime.fromtimestamp(seconds, dt.UTC)) if seconds else None
 
 
 def print_json(value: Any) -> None:

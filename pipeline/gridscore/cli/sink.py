@@ -11,10 +11,11 @@ import typer
 from gridscore.cli.logs import Format, LogFormat
 from gridscore.cli.metrics import Metrics, address_of, exposed
 from gridscore.cli.options import App, Connection, Json, ask, run_on, working
-from gridscore.cli.output import console, one_line, print_json, print_table, say, with_moments
+from gridscore.cli.output import console, one_line, print_json, print_table, say
 from gridscore.cli.plug_run import Line, run_until_told, running
 from gridscore.cli.plugs import PlugGroup, chosen, note_of_map
 from gridscore.sinks.base import KINDS
+from gridscore.texts import with_moments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gridscore.cli.options import App, Connection, JobName, Json, ask, run_on
-from gridscore.cli.output import console, counted, moment_at, print_json, print_table, safe
+from gridscore.cli.output import console, counted, print_json, print_table, safe
 from gridscore.errors import UsageError
-from gridscore.texts import count_text
+from gridscore.texts import count_text, moment_at
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gridscore.cli.options import Connection, Json, answered, job_names, run_on
-from gridscore.cli.output import console, errors, print_json, safe, with_moments
+from gridscore.cli.output import console, errors, print_json, safe
 from gridscore.errors import UsageError
-from gridscore.texts import count_text, duration_text, milliseconds_text
+from gridscore.texts import count_text, duration_text, milliseconds_text, with_moments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gridscore.cli.options import Connection, job_names, run_on
-from gridscore.cli.output import console, json_text, with_moments
+from gridscore.cli.output import console, json_text
 from gridscore.cli.signals import on_signals
-from gridscore.texts import clock_text, count_text, moment_text
+from gridscore.texts import clock_text, count_text, moment_text, with_moments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

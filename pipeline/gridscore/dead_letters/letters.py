@@ -13,6 +13,7 @@ import datetime as dt
 import hashlib
 import heapq
 import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -237,24 +238,32 @@ async def walk_letters(grid: Grid, job: str) -> AsyncIterator[Listed]:
                 )
 
 
-async def list_letters(grid: Grid, job: str, limit: int, before: Listed | None = None) -> tuple[int, list[Listed]]:
+async def list_letters(
+    grid: Grid, job: str, limit: int, before: Listed | None = None, most: float = math.inf
+) -> tuple[int, list[Listed]]:
     """How many entries a job's dead-letter map has, and up to `limit` dead letters, the latest first.
 
-    `before`: only those that follow this one in the list.
+    `before`: only those that follow this one in the list; `most`: bytes of them all, though a single one may have more.
     """
     latest: list[tuple[str, str, Listed]] = []
+    size, newest_left_out = 0, ("", "")
     end = (before.dead.at, before.id) if before is not None else None
     # Counted first: if letters come meanwhile, the list may have more than the count says, but never less.
     total = await transport.map_size(grid.client, map_of(job))
     async for listed in walk_letters(grid, job):
-        if end is not None and (listed.dead.at, listed.id) >= end:
+        place = listed.dead.at, listed.id
+        if place <= newest_left_out or (end is not None and place >= end):
             continue
-        entry = (listed.dead.at, listed.id, listed)
-        if len(latest) < limit:
-            heapq.heappush(latest, entry)
-        else:
-            heapq.heappushpop(latest, entry)
+        heapq.heappush(latest, (*place, listed))
+        size += _size(listed.dead)
+        while len(latest) > limit or (size > most and len(latest) > 1):
+            at, letter_id, left_out = heapq.heappop(latest)
+            newest_left_out, size = (at, letter_id), size - _size(left_out.dead)
     return total, [listed for _, _, listed in sorted(latest, key=lambda entry: entry[:2], reverse=True)]
+
+
+def _size(dead: DeadLetter) -> int:
+    return len(dead.raw) + len(dead.key_data) + len(dead.error) + len(dead.key)
 
 
 async def get_letter(grid: Grid, job: str, key: str) -> DeadLetter:

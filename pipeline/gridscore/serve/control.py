@@ -15,7 +15,6 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from hazelcast.errors import HazelcastError
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
@@ -31,8 +30,8 @@ from gridscore.errors import (
     UsageError,
 )
 from gridscore.serve.acting import UncertainError
-from gridscore.serve.dashboard.sessions import Visit
 from gridscore.serve.description import name_of
+from gridscore.serve.sessions import Visit
 from gridscore.serve.verbs import VERBS, Asked, NotPermittedError
 from gridscore.sources.http.answer import failure, json_response, refusal
 
@@ -45,14 +44,15 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.keys import Role
     from gridscore.serve.acting import Acting
-    from gridscore.serve.dashboard.observation import Observation
+    from gridscore.serve.observation import Observation
+    from gridscore.serve.verbs import Work
     from gridscore.sources.http.gate import Guard
     from gridscore.sources.http.requests import Bodies
 
 PREFIX = "/control/"
 
 READ_SECONDS = 25.0  # how long the cluster may take to answer a question
-READING = 4  # questions at once: some read every record of the cluster
+READING = 4  # questions of a kind at once: some read every record of the cluster
 MAX_JSON = 2 << 20  # bytes of a body that is not a model
 PROBLEM = "application/problem+json"
 
@@ -98,7 +98,6 @@ class Control:
     def __init__(self, grid: Grid, guard: Guard, acting: Acting, observation: Observation, bodies: Bodies) -> None:
         self._grid, self._guard, self._acting = grid, guard, acting
         self._observation, self._bodies = observation, bodies
-        self._reading = asyncio.Semaphore(READING)
         self._app = FastAPI(
             openapi_url=None,
             docs_url=None,
@@ -145,23 +144,19 @@ class Control:
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise HTTPException(415, "A compressed body is not understood.")
 
-    def _answering(
-        self, method: str, path: str, role: Role, work: Callable[..., Awaitable[Any]]
-    ) -> Callable[..., Awaitable[Response]]:
+    def _answering(self, method: str, path: str, role: Role, work: Work) -> Callable[..., Awaitable[Response]]:
         """What FastAPI calls, with the parameters of a verb."""
         named = re.search(r"{(\w+)}", path)
+        reading = asyncio.Semaphore(READING)
 
         async def answer(request: Request, **given: Any) -> Response:
-            visit = Visit(request.scope.get("gridscore.key"))
-            name = given[named[1]] if named else None
-            asked = Asked(self._grid, visit, role, self._observation)
+            name = given.pop(named[1]) if named else None
+            asked = Asked(self._grid, Visit(request.scope.get("gridscore.key")), role, self._observation)
             asked.need(name)
-            if method == "GET":
-                async with asyncio.timeout(READ_SECONDS), self._reading:
-                    return json_response(200, await work(asked, **given))
-            what, why = _detail({key: each for key, each in given.items() if not (named and key == named[1])})
-            async with self._acting.doing(visit.by, work.__name__.replace("_", "-"), name or "", what, why):
-                return json_response(200, await work(asked, **given))
+            if method != "GET":
+                return json_response(200, await self._acting.do(asked, work, name, given))
+            async with asyncio.timeout(READ_SECONDS), reading:
+                return json_response(200, await work(asked, *([] if name is None else [name]), **given))
 
         parameters = list(inspect.signature(work, eval_str=True).parameters.values())[1:]
         first = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Request)
@@ -169,18 +164,6 @@ class Control:
         answer.__signature__ = inspect.Signature([first, *(each.replace(kind=only) for each in parameters)])  # type: ignore[attr-defined]
         answer.__name__, answer.__doc__ = work.__name__, work.__doc__
         return answer
-
-
-def _detail(given: dict[str, Any]) -> tuple[str, str]:
-    """What the log says of an action, and why it was done; job files, models and events are not for it."""
-    said: dict[str, Any] = {}
-    for name, value in given.items():
-        if isinstance(value, BaseModel):
-            said |= value.model_dump(mode="json", exclude={"job"}, exclude_defaults=True)
-        elif value and not isinstance(value, bytes):
-            said[name] = value
-    why = said.pop("why", "")
-    return ", ".join(f"{name} {value}" for name, value in said.items()), why
 
 
 def _check(request: Request, body: bytearray) -> None:

@@ -17,11 +17,11 @@ from gridscore.serve.acting import Acting
 from gridscore.serve.app import Application
 from gridscore.serve.control import Control
 from gridscore.serve.dashboard.app import Dashboard, is_page
-from gridscore.serve.dashboard.observation import Observation
 from gridscore.serve.inference import Inference
 from gridscore.serve.live_jobs import LiveJobs
 from gridscore.serve.live_models import LiveModels
 from gridscore.serve.micro_batches import BATCH_BYTES
+from gridscore.serve.observation import Observation
 from gridscore.serve.scores import Scores
 from gridscore.serve.streams import Streams
 from gridscore.sources.http.gate import gated

@@ -1,7 +1,7 @@
 """The verbs of the command line, as control offers them: what each is given, what it needs, and what it answers.
 
 Each calls what its command calls. `VERBS` is the one list of them: addresses, roles, and the OpenAPI description are
-made of it.
+made of it; the buttons of the dashboard are verbs, too.
 """
 
 from __future__ import annotations
@@ -49,17 +49,22 @@ from gridscore.serve.bodies import (
     Trial,
 )
 from gridscore.sinks.records import find_sink
+from gridscore.texts import with_moments
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from gridscore.grid import Grid
-    from gridscore.serve.dashboard.observation import Observation
-    from gridscore.serve.dashboard.sessions import Visit
+    from gridscore.serve.observation import Observation
+    from gridscore.serve.sessions import Visit
+
+    Work = Callable[..., Awaitable[Any]]
 
 Name = Annotated[str, Path(min_length=1, max_length=128)]
 Reason = Annotated[str, Query(max_length=MAX_WHY)]
 READ, OPERATE, ADMIN = Role.READ, Role.OPERATE, Role.ADMIN
+
+MAX_LETTERS = 4 << 20  # bytes of dead letters in a list; their texts make it up to five times as large
 
 
 class NotPermittedError(GridscoreError):
@@ -73,6 +78,7 @@ class Asked(NamedTuple):
     visit: Visit
     role: Role  # that is asked for
     observation: Observation
+    door: str = "by HTTP"
 
     @property
     def client(self) -> Client:
@@ -81,7 +87,7 @@ class Asked(NamedTuple):
 
     def why(self, text: str) -> str:
         """The reason for the log of a model, which else would know the server only."""
-        return f"{text} (by HTTP, {self.visit.by})".strip()
+        return f"{text} ({self.door}, {self.visit.by})".strip()
 
     def options(self, given: Act, *without: str) -> dict[str, Any]:
         """What a body says, for the Python API."""
@@ -107,23 +113,23 @@ async def get_status(asked: Asked) -> Any:
     if flow is None:
         raise GridError(asked.observation.watcher.silence or "The cluster has not answered yet.")
     findings = asked.observation.watcher.history.findings()
-    return {"healthy": findings.all_well, **to_json(flow, findings)}
+    return with_moments({"healthy": findings.all_well, **to_json(flow, findings)})
 
 
 async def get_jobs(asked: Asked) -> Any:
     """The jobs of the cluster."""
-    return [each.to_json() for each in (await Observer(asked.grid).look()).jobs]
+    return with_moments([each.to_json() for each in (await Observer(asked.grid).look()).jobs])
 
 
 async def get_workers(asked: Asked) -> Any:
     """The workers that live, and what each has done for its jobs."""
-    return msgspec.to_builtins(await living_workers(asked.grid))
+    return with_moments(msgspec.to_builtins(await living_workers(asked.grid)))
 
 
 async def get_job(asked: Asked, job: Name) -> Any:
     """A job: its state, what it has done and lost, and its job file."""
     record = await Jobs(asked.grid).get(job)
-    return {**(await job_status(asked.grid, record)).to_json(), "job": record.job.to_json()}
+    return {**with_moments((await job_status(asked.grid, record)).to_json()), "job": record.job.to_json()}
 
 
 async def submit_job(asked: Asked, job: Name, given: Submission) -> Any:
@@ -140,7 +146,7 @@ async def submit_job(asked: Asked, job: Name, given: Submission) -> Any:
     told = [*await warnings(asked.grid, wanted), *fit_warnings({job: record.job}, version)]
     if before is not None and before.state not in OVER and (text := emptied_by_update(before.job, record.job)):
         told.append(text)
-    return {**_moved(before, record), "version": version.version, "warnings": told}
+    return {**_moved(job, before, record), "version": version.version, "warnings": told}
 
 
 async def suspend_job(asked: Asked, job: Name, given: Act = Act()) -> Any:  # noqa: ARG001, B008 -- FastAPI reads it
@@ -332,10 +338,13 @@ async def get_dead_letters(
     limit: Annotated[int, Query(ge=1, le=1_000)] = 20,
     before: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Any:
-    """Dead letters of a job, a source or a sink, the latest first; `before` goes on after the last of a list."""
+    """Dead letters of a job, a source or a sink, the latest first; `before` goes on after the last of a list.
+
+    A list ends before it has more than four mebibytes of events, though there are more.
+    """
     record = await job_of(asked.grid, name)
     last = Listed(before, await get_letter(asked.grid, name, before)) if before else None
-    total, letters = await list_letters(asked.grid, name, limit, last)
+    total, letters = await list_letters(asked.grid, name, limit, last, MAX_LETTERS)
     over = await superseded(asked.grid, record.job, (each.dead for each in letters)) if record else {}
     return {"total": total, "dead_letters": [each.to_json(over.get(each.dead.id, "")) for each in letters]}
 
@@ -400,7 +409,7 @@ async def get_log(asked: Asked) -> Any:
     return msgspec.to_builtins(await ActionLog(asked.grid).list())
 
 
-VERBS: tuple[tuple[str, str, Role, Callable[..., Awaitable[Any]]], ...] = (
+VERBS: tuple[tuple[str, str, Role, Work], ...] = (
     ("GET", "status", READ, get_status),
     ("GET", "workers", READ, get_workers),
     ("GET", "log", READ, get_log),
@@ -461,12 +470,12 @@ def _names_of(job: Job) -> list[str]:
 
 async def _move(asked: Asked, job: str, do: Callable[[str], Awaitable[JobRecord | None]]) -> dict[str, Any]:
     before = await Jobs(asked.grid).find_usable(job)
-    return _moved(before, await do(job))
+    return _moved(job, before, await do(job))
 
 
-def _moved(before: JobRecord | None, record: JobRecord | None) -> dict[str, Any]:
+def _moved(job: str, before: JobRecord | None, record: JobRecord | None) -> dict[str, Any]:
     if record is None:  # one that could not be read, and is gone
-        return {"name": None, "state": None, "revision": None, "changed": True}
+        return {"name": job, "state": None, "revision": None, "changed": True}
     changed = before is None or (before.revision, before.state) != (record.revision, record.state)
     return {**record.in_brief, "changed": changed}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from hazelcast.errors import HazelcastError
@@ -21,9 +21,10 @@ from gridscore.keys import Role
 from gridscore.models import Registry
 from gridscore.operations.actions import MAX_WHY
 from gridscore.serve import acting
+from gridscore.serve.dashboard.buttons import BUTTONS, Pressed
 from gridscore.serve.dashboard.pages import Pages, address_of
-from gridscore.serve.dashboard.sessions import SECONDS, Visit, is_form_token, key_of, session_of
-from gridscore.serve.dashboard.verbs import VERBS, Asked
+from gridscore.serve.sessions import SECONDS, Visit, is_form_token, key_of, session_of
+from gridscore.serve.verbs import Asked
 from gridscore.sources.http.answer import failure
 from gridscore.sources.http.gate import used_up
 
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.job.plugs.http import PostSettings
     from gridscore.serve.acting import Acting
-    from gridscore.serve.dashboard.observation import Observation
-    from gridscore.serve.dashboard.verbs import Verb
+    from gridscore.serve.observation import Observation
     from gridscore.sources.http.gate import Guard
 
 MAX_FORM = 8_192
@@ -72,7 +72,7 @@ class Dashboard:
         self._is_safe = settings.certificate is not None
         self._cookie = "__Host-gridscore" if self._is_safe else "gridscore"
         self._pages = Pages(grid, observation)
-        self._acting = doing
+        self._acting, self._observation = doing, observation
         folder = files("gridscore.serve.dashboard").joinpath("static")
         self._static = {name: folder.joinpath(name).read_bytes() for name in _STATIC}
         job = "/dashboard/jobs/{name}"
@@ -181,37 +181,32 @@ class Dashboard:
 
     async def _act(self, request: Request, visit: Visit) -> Response:
         """Ask whether something is to be done; or do it."""
-        verb = VERBS.get(request.path_params["verb"])
+        button = BUTTONS.get(request.path_params["verb"])
         record = await self._pages.record(request)
-        if verb is None:
+        if button is None:
             raise HTTPException(404, "There is no such action.")
         model = record.job.model.name
-        if verb.of_model and not visit.may(Role.OPERATE, model):
+        if button.of_model and not visit.may(Role.OPERATE, model):
             raise HTTPException(403, _lacks(visit, Role.OPERATE, model))
         number = request.query_params.get("version")
         if number is not None and not re.fullmatch("[1-9][0-9]{0,8}", number):
             raise HTTPException(400, "This is not a version.")
-        asked = Asked(self._grid, record, int(number) if number else None, request.query_params.get("letter", ""))
-        points_at = (
-            (await Registry(self._grid).aliases(model)).get(record.job.model.alias or "", 0) if verb.of_model else 0
-        )
-        said: dict[str, Any] = {"verb": verb, "record": record, "asked": asked, "points_at": points_at}
+        points_at = None
+        if button.of_model:
+            points_at = (await Registry(self._grid).aliases(model)).get(record.job.model.alias or "", 0)
+        letter = request.query_params.get("letter", "")
+        pressed = Pressed(record, int(number) if number else None, letter, points_at=points_at)
         if request.method == "GET":
-            return self._pages.page("confirm.html", request, visit, max_why=MAX_WHY, **said)
+            return self._pages.page("confirm.html", request, visit, button=button, pressed=pressed, max_why=MAX_WHY)
         form = await self._own_form(request, visit)
-        if verb.of_model and form.get("points_at") != str(points_at):
+        if button.of_model and form.get("points_at") != str(points_at):
             # Or two people who roll back at once would undo each other.
             text = f"The alias points at version {points_at} by now: somebody else has moved it. Look again."
             raise HTTPException(409, text)
-        asked = asked._replace(why=form.get("why", "").strip()[:MAX_WHY], points_at=points_at)
-        outcome = await self._do(request.path_params["verb"], verb, asked, visit)
-        return self._pages.page("outcome.html", request, visit, outcome=outcome, **said)
-
-    async def _do(self, name: str, verb: Verb, asked: Asked, visit: Visit) -> str:
-        detail = f"version {asked.version}" if asked.version else asked.letter
-        why = f"{asked.why} (dashboard, {visit.by})".strip()
-        async with self._acting.doing(visit.by, name, asked.record.name, detail, asked.why):
-            return await verb.do(asked._replace(why=why))
+        pressed = pressed._replace(why=form.get("why", "").strip()[:MAX_WHY])
+        asked = Asked(self._grid, visit, Role.OPERATE, self._observation, "dashboard")
+        outcome = await button.press(self._acting, asked, pressed)
+        return self._pages.page("outcome.html", request, visit, button=button, record=record, outcome=outcome)
 
     async def _get_static(self, request: Request) -> Response:
         name = request.path_params["name"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gridscore.operations.explain import Explanation
     from gridscore.operations.health import Finding
     from gridscore.operations.status import JobFigures, JobStatus, Overview, WorkerRecord
-    from gridscore.serve.dashboard.observation import Point, Recent
+    from gridscore.serve.observation import Point, Recent
 
 WIDTH, HEIGHT = 320, 64  # of a chart, in its own units
 BINS = 20

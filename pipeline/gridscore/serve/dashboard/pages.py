@@ -27,7 +27,7 @@ from gridscore.operations.drift import drift
 from gridscore.operations.explain import explain
 from gridscore.operations.health import fullest
 from gridscore.serve.dashboard import figures
-from gridscore.serve.dashboard.observation import WAIT_SECONDS
+from gridscore.serve.observation import WAIT_SECONDS
 from gridscore.texts import clock_text, count_text, duration_text, milliseconds_text, visible
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from gridscore.operations.flow import Findings, Flow
     from gridscore.operations.health import Finding
     from gridscore.operations.status import JobStatus
-    from gridscore.serve.dashboard.observation import Observation, Recent
-    from gridscore.serve.dashboard.sessions import Visit
+    from gridscore.serve.observation import Observation, Recent
+    from gridscore.serve.sessions import Visit
 
 LETTERS = 50  # dead letters of a page
 _FAILURES = (GridscoreError, HazelcastError, TimeoutError)  # of a part of a page, which shows the rest all the same
