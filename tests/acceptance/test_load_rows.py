@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import postgres_server
 import pytest
 
 from gridscore.grid import connect
-from gridscore.testing.postgres import PostgresServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,7 +95,7 @@ def test_rows_of_a_job_have_the_types_of_its_schema(load, entries, tmp_path, uni
 
 def test_a_query_is_loaded_and_resumed(load, entries, tmp_path, unique):
     name = f"events.{unique}"
-    with PostgresServer.start(tmp_path) as postgres:
+    with postgres_server.start(tmp_path) as postgres:
         postgres.execute("CREATE TABLE orders AS SELECT n AS id, n * 1.5 AS amount FROM generate_series(1, 5000) n")
         url = postgres.url().replace(postgres.url().split(":")[2].split("@")[0], "${THE_PASSWORD}")
         secret = postgres.url().split(":")[2].split("@")[0]
@@ -140,7 +140,7 @@ def test_rows_of_a_query_have_the_types_of_the_job_as_those_of_files_have(load, 
     load(job, "--from", tmp_path / "rows.parquet", "--key", "id")
     expected = entries(f"events.{unique}")
     assert [type(expected[1][name]) for name in ("code", "count", "at", "last")] == [str, int, int, str]
-    with PostgresServer.start(tmp_path) as postgres:
+    with postgres_server.start(tmp_path) as postgres:
         postgres.execute(
             "CREATE TABLE rows AS SELECT n AS id, n + 6 AS code, (n + 2)::numeric(9, 2) AS count, "
             "CASE n WHEN 1 THEN 0.1 END AS amount, "

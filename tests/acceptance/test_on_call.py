@@ -21,17 +21,18 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import mqtt_server
 import paho.mqtt.publish
 import pandas as pd
+import postgres_server
 import psutil
 import pytest
+import redis_server
 import xgboost as xgb
 import yaml
 from commands import GRIDSCORE, until, with_client
-from servers import not_here
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
-import redis_server
 import scoring
 from hazelcast.core import HazelcastJsonValue
 
@@ -44,8 +45,6 @@ from gridscore.grid.writer import MapWriter
 from gridscore.job import parse_job
 from gridscore.job.life import JOBS_MAP
 from gridscore.models import Registry
-from gridscore.testing import mqtt
-from gridscore.testing.postgres import PostgresServer
 
 JOB = "payments"
 TRIAL = "trial"
@@ -520,7 +519,7 @@ def read_for_nobody(site):
 
 def deliver_to_a_database(site):
     """Deliver rows, then have the database let nobody in, as while it is restored."""
-    site.database = site.resources.enter_context(PostgresServer.start(site.folder / "postgres"))
+    site.database = site.resources.enter_context(postgres_server.start(site.folder / "postgres"))
     url = site.database.create_database("shop")
     site.start(
         *("sink", "postgres", "--from", "results.rows", "--database", url), *("--table", "rows", "--name", "alerts")
@@ -545,10 +544,8 @@ def restore_the_database(site):
 
 def read_from_devices(site):
     """Read from a broker that goes away."""
-    if "mosquitto" not in mqtt.available():
-        not_here("no MQTT broker: install Debian's `mosquitto`")
     (site.folder / "mqtt").mkdir()
-    site.server = site.resources.enter_context(mqtt.MqttBroker.start(site.folder / "mqtt", "mosquitto"))
+    site.server = site.resources.enter_context(mqtt_server.start(site.folder / "mqtt"))
     site.start(
         *("source", "mqtt", "--broker", site.server.url, "--topic", "till", "--to", f"events.{JOB}", "--name", "tills")
     )

@@ -1,23 +1,17 @@
-"""Avro with a schema registry's frame: against an HTTP server that answers as Confluent's registry does.
-
-The real registry cannot be had from a package registry. The server here is a real one, of the standard library, with
-the two requests of the real API that are made: `GET /schemas/ids/{id}` and `GET /subjects/{subject}/versions/{n}`.
-"""
+"""Avro with a schema registry's frame: against an HTTP server that answers as Confluent's registry does."""
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import ssl
 import struct
-import threading
 from datetime import UTC, datetime
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import fastavro
 import pytest
+import schema_registry
 import trustme
 
 from gridscore.kafka import KafkaRefusedError
@@ -59,34 +53,8 @@ def answers():
 
 @pytest.fixture
 def registry(answers):
-    class Registry(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.server.asked.append(self.path)
-            user = base64.b64encode(b"alice:secret").decode()
-            if self.server.closed_to_strangers and self.headers.get("Authorization") != f"Basic {user}":
-                return self._answer(401, {"error_code": 40101})
-            if self.path in answers:
-                return self._answer(self.server.status, answers[self.path])
-            return self._answer(404, {"error_code": 40403, "message": "Schema not found"})
-
-        def _answer(self, status, body):
-            text = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Registry)
-    server.asked, server.status, server.closed_to_strangers = [], 200, False
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with schema_registry.serving(answers) as server:
+        yield server
 
 
 def reader(server, scheme="http", **more):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from servers import not_here
 from typer.testing import CliRunner
 
 from gridscore.cli import _commands
@@ -14,7 +15,6 @@ kubernetes_validate = pytest.importorskip("kubernetes_validate", exc_type=Import
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PARTS = ["base", "source", "sink", "autoscale"]
-KUBECTL = shutil.which("kubectl")
 VERSIONS = ["1.28", "1.34"]
 
 
@@ -41,10 +41,10 @@ def objects(request):
     return rendered(DEPLOY / request.param)
 
 
-@pytest.mark.skipif(KUBECTL is None, reason="kubectl is missing")
 @pytest.mark.parametrize("part", PARTS)
 def test_kubectl_renders_the_same_objects(part):
-    done = subprocess.run([KUBECTL, "kustomize", DEPLOY / part], capture_output=True, text=True, check=False)
+    kubectl = shutil.which("kubectl") or not_here("no kubectl of 1.21 or later: https://kubernetes.io/docs/tasks/tools")
+    done = subprocess.run([kubectl, "kustomize", DEPLOY / part], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     objects = [(each["kind"], each["metadata"]["name"]) for each in yaml.safe_load_all(done.stdout)]
     plain = {(kind, name[:-11] if kind == "ConfigMap" else name) for kind, name in objects}  # without the hash

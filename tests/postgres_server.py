@@ -9,14 +9,17 @@ from gridscore.errors import MemberError
 from gridscore.testing.postgres import PostgresServer
 
 
+def start(folder):
+    try:
+        return PostgresServer.start(folder)
+    except MemberError as error:
+        not_here(f"no PostgreSQL: {error}")
+
+
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory):
     """A server. Who kills it starts it again."""
-    try:
-        started = PostgresServer.start(tmp_path_factory.mktemp("postgres"))
-    except MemberError as error:
-        not_here(f"no PostgreSQL: {error}")
-    with started:
+    with start(tmp_path_factory.mktemp("postgres")) as started:
         yield started
 
 

@@ -12,23 +12,23 @@ from gridscore.testing.mqtt import MqttBroker, available
 USER, PASSWORD = "device", "right-password"
 
 
-def _start(tmp_path_factory, kind, **more):
+def start(folder, kind="mosquitto", **more):
     if kind not in available():
         not_here(f"no MQTT broker {kind}")
-    return MqttBroker.start(tmp_path_factory.mktemp(kind), kind, **more)
+    return MqttBroker.start(folder, kind, **more)
 
 
 @pytest.fixture(scope="session", params=["mosquitto", "rumqttd"])
 def mqtt(request, tmp_path_factory):
     """A broker that takes anybody."""
-    with _start(tmp_path_factory, request.param) as broker:
+    with start(tmp_path_factory.mktemp(request.param), request.param) as broker:
         yield broker
 
 
 @pytest.fixture
 def mosquitto(tmp_path_factory):
     """A broker of one's own, which may be killed and keeps what it has."""
-    with _start(tmp_path_factory, "mosquitto") as broker:
+    with start(tmp_path_factory.mktemp("mosquitto")) as broker:
         yield broker
 
 
@@ -49,5 +49,7 @@ def guarded_mqtt(request, tmp_path_factory, certificates):
     """A broker with TLS that knows one user."""
     certificate, key = certificates
     users = {USER: PASSWORD}
-    with _start(tmp_path_factory, request.param, users=users, certificate=certificate, private_key=key) as broker:
+    with start(
+        tmp_path_factory.mktemp(request.param), request.param, users=users, certificate=certificate, private_key=key
+    ) as broker:
         yield broker
