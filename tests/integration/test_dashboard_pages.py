@@ -14,6 +14,7 @@ import pytest
 import scoring
 from axe_playwright_python.async_playwright import Axe
 
+from gridscore.client import connect
 from gridscore.keys import Keys, Role
 from gridscore.scoring import Worker
 from gridscore.serve.server import Server
@@ -165,6 +166,25 @@ async def test_somebody_new_finds_who_is_slow_and_which_model_decided_and_why(cl
         await devtools.send("Animation.enable")
         await devtools.send("Animation.setPlaybackRate", {"playbackRate": 100})
         await page.wait_for_selector(".stale", state="visible")
+
+
+async def test_the_reference_can_be_read_by_anybody(cluster, page):
+    async with (
+        connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client,
+        server_of(client.grid) as server,
+    ):
+        await page.goto(f"{server.http.address}/docs")
+        await page.focus("#promote_model summary")
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector(
+            "#promote_model td:text-is('Where the alias must point now, 0 for nowhere; else 409.')"
+        )
+        assert await page.is_visible("#promote_model pre:has-text('curl')")
+        await page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        await accessible(page)
+        await shot(page, "docs")
+        await page.set_viewport_size({"width": 360, "height": 740})
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 async def is_true(page, expression):

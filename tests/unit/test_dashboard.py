@@ -1,8 +1,11 @@
 """The dashboard: what its pages show, who may see them and act, and that nothing of others becomes part of a page."""
 
 import asyncio
+import json
+import os
 import re
 import ssl
+from html import unescape
 from html.parser import HTMLParser
 from urllib.parse import quote
 
@@ -337,6 +340,41 @@ async def test_what_is_done_is_confirmed_permitted_and_in_the_log():
             assert {each.verb for each in done} <= {work.__name__.replace("_", "-") for *_, work in VERBS}
             assert {each.by for each in done} == {key.id}
             assert "it is better" in await see(http, "/dashboard/log")
+
+
+async def test_the_reference_shows_all_that_is_served_with_calls_that_work(monkeypatch):
+    monkeypatch.setattr(gate, "WAIT_SECONDS", 0.0)
+    async with StubCluster(partitions=8) as cluster:
+        gridscore = await prepared(cluster, PLAIN)
+        _, key = await Keys(await cluster.connect("admin")).create(list(Role))
+        async with serving(cluster, "plain", keys=True) as server, client(server) as http:
+            assert "Log in" in await see(http, "/docs", 401)
+            assert (await login(http, key)).status_code == 303
+            page = await see(http, "/docs")
+            described = server.app.describe()
+            called, shown = {}, (await http.get("/docs")).text
+            for each in [each for path in described["paths"].values() for each in path.values()]:
+                assert each["description"].partition("\n")[0].replace("`", "") in page.replace("`", "")
+                [part] = re.findall(f'<details id="{each["operationId"]}">(.*?)</details>', shown, re.DOTALL)
+                called[each["operationId"]] = unescape(re.search("<pre>(.*?)</pre>", part)[1])
+            assert "It needs the role operate." in page
+            for name, column in (("get_job", "name"), ("suspend_job", "state"), ("push_model", "detail")):
+                answer = await shell(called[name].replace("JOB", "plain").replace("@FILE", "@/dev/null"), key)
+                assert column in answer, (called[name], answer)
+            assert (await gridscore.jobs.get("plain")).state == "SUSPENDED"
+            await shell(called["resume_job"].replace("JOB", "plain"), key)
+            scored = await shell(called["score"].replace("JOB", "plain"), key)
+            assert scored["model"] == "plain"
+            made = await shell(called["create_key"], key)
+            assert made["roles"] == ["score"]
+
+
+async def shell(call, key):
+    """What a call answers, as somebody copies it."""
+    process = await asyncio.create_subprocess_shell(
+        f"{call} --silent --show-error", env={**os.environ, "KEY": key}, stdout=asyncio.subprocess.PIPE
+    )
+    return json.loads((await process.communicate())[0])
 
 
 async def test_names_that_may_mean_this_machine_open_nothing():

@@ -99,7 +99,8 @@ class Application:
         app.get("/results/{job}/stream", tags=["results"], response_class=_EventStream)(_stream)
         app.include_router(self._inference.router())
         app.mount("/", self._post)
-        app.openapi = describing(app, self._control.routes, lambda: self._posts is not None)  # type: ignore[method-assign]  # as FastAPI says
+        self.describe = describing(app, self._control.routes, lambda: self._posts is not None)
+        app.openapi = self.describe  # type: ignore[method-assign]  # as FastAPI says
         return app
 
     async def _healthz(self) -> Response:

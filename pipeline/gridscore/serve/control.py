@@ -30,7 +30,7 @@ from gridscore.errors import (
     UsageError,
 )
 from gridscore.serve.acting import UncertainError
-from gridscore.serve.description import name_of
+from gridscore.serve.description import name_of, schema_of
 from gridscore.serve.sessions import Visit
 from gridscore.serve.verbs import VERBS, Asked, NotPermittedError
 from gridscore.sources.http.answer import failure, json_response, refusal
@@ -57,24 +57,7 @@ MAX_JSON = 2 << 20  # bytes of a body that is not a model
 PROBLEM = "application/problem+json"
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": "Why not, and what to do",
-        "content": {
-            PROBLEM: {
-                "schema": {
-                    "type": "object",
-                    "required": ["title", "status", "detail"],
-                    "properties": {
-                        "title": {"type": "string"},
-                        "status": {"type": "integer"},
-                        "detail": {"type": "string"},
-                        "hint": {"type": "string"},
-                        "exit_code": {"type": "integer"},
-                    },
-                }
-            }
-        },
-    }
+    status: {"description": "Why not, and what to do", "content": {PROBLEM: {"schema": schema_of("Problem")}}}
     for status in ("4XX", "5XX")
 }
 
@@ -120,6 +103,7 @@ class Control:
                 methods=[method],
                 responses=PROBLEMS,
                 tags=["control"],
+                openapi_extra={"x-role": role},
             )
         self.routes = self._app.routes
 

@@ -116,6 +116,7 @@ class Inference:
         return json_response(503 if problem else 200, {"ready": not problem, **({"error": problem} if problem else {})})
 
     async def _server(self) -> Response:
+        """Name and version of this server, and what it offers beyond the protocol."""
         value = {"name": "gridscore", "version": version("gridscore"), "extensions": ["binary_tensor_data"]}
         return json_response(200, value)
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gridscore.errors import first_of, missing_extra
 from gridscore.health_file import VARIABLE, touch_health_file
@@ -66,7 +66,7 @@ class Server:
         self._streams = Streams(grid, self.jobs, guard)
         self._dashboard = None
         if settings.dashboard:
-            self._dashboard = Dashboard(grid, self._settings, guard, acting, self._observation)
+            self._dashboard = Dashboard(grid, self._settings, guard, acting, self._observation, self._describe)
         control = Control(grid, guard, acting, self._observation, bodies)
         answering = self.jobs, self._scores, self._streams, inference, control
         self.app = Application(*answering, self._problem, self._dashboard)
@@ -124,6 +124,9 @@ class Server:
             if not await self._health.problem():
                 touch_health_file()
             await asyncio.sleep(PULSE_SECONDS)
+
+    def _describe(self) -> dict[str, Any]:
+        return self.app.describe()
 
     async def _problem(self) -> str:
         """Why nothing can be scored now; empty if it can."""

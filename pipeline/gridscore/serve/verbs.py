@@ -268,7 +268,7 @@ async def check_model(
 async def push_model(
     asked: Asked,
     model: Name,
-    given: Annotated[bytes, Body(media_type="application/octet-stream")],
+    given: Annotated[bytes, Body(media_type="application/octet-stream", json_schema_extra={"format": "binary"})],
     *,
     alias: Alias | None = None,
     description: Annotated[str | None, Query(max_length=10_000)] = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from hazelcast.errors import HazelcastError
@@ -54,24 +54,31 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _STATIC = {"dashboard.css": "text/css", "htmx.min.js": "text/javascript"}
-_NEXT = re.compile(r"/|/dashboard/(?!/)[^\\\x00-\x20]{0,2000}")
+DOCS = "/docs"
+_NEXT = re.compile(rf"/|{DOCS}|/dashboard/(?!/)[^\\\x00-\x20]{{0,2000}}")
 
 
 def is_page(path: str) -> bool:
     """Whether an address is the dashboard's."""
-    return path == "/" or path.startswith("/dashboard/")
+    return path in ("/", DOCS) or path.startswith("/dashboard/")
 
 
 class Dashboard:
-    """Answers requests for pages. `guard`: knows who comes."""
+    """Answers requests for pages. `guard`: knows who comes; `describe`: all that is served, as OpenAPI."""
 
     def __init__(
-        self, grid: Grid, settings: PostSettings, guard: Guard, doing: Acting, observation: Observation
+        self,
+        grid: Grid,
+        settings: PostSettings,
+        guard: Guard,
+        doing: Acting,
+        observation: Observation,
+        describe: Callable[[], dict[str, Any]],
     ) -> None:
         self._grid, self._guard = grid, guard
         self._is_safe = settings.certificate is not None
         self._cookie = "__Host-gridscore" if self._is_safe else "gridscore"
-        self._pages = Pages(grid, observation)
+        self._pages = Pages(grid, observation, describe)
         self._acting, self._observation = doing, observation
         folder = files("gridscore.serve.dashboard").joinpath("static")
         self._static = {name: folder.joinpath(name).read_bytes() for name in _STATIC}
@@ -84,6 +91,7 @@ class Dashboard:
                 self._route(f"{job}/letters", self._pages.letters),
                 self._route(f"{job}/letter", self._pages.letter),
                 self._route("/dashboard/log", self._pages.log),
+                self._route(DOCS, self._pages.docs),
                 self._route(f"{job}/do/{{verb}}", self._act, Role.OPERATE, "GET", "POST"),
                 Route("/dashboard/login", self._login, methods=["GET", "POST"]),
                 self._route("/dashboard/logout", self._logout, Role.READ, "POST"),

@@ -27,11 +27,12 @@ from gridscore.operations.drift import drift
 from gridscore.operations.explain import explain
 from gridscore.operations.health import fullest
 from gridscore.serve.dashboard import figures
+from gridscore.serve.dashboard.reference import operations
 from gridscore.serve.observation import WAIT_SECONDS
 from gridscore.texts import clock_text, count_text, duration_text, milliseconds_text, visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from starlette.requests import Request
     from starlette.responses import Response
@@ -57,8 +58,8 @@ _WORK_SECONDS = 20.0
 class Pages:
     """Makes pages."""
 
-    def __init__(self, grid: Grid, observation: Observation) -> None:
-        self._grid, self._observation = grid, observation
+    def __init__(self, grid: Grid, observation: Observation, describe: Callable[[], dict[str, Any]]) -> None:
+        self._grid, self._observation, self._describe = grid, observation, describe
         self._working = asyncio.Lock()  # one page at a time that reads much
         self._templates = Environment(
             loader=PackageLoader("gridscore.serve.dashboard"),
@@ -232,6 +233,11 @@ class Pages:
         """What was done here, by whom."""
         found = [each for each in await ActionLog(self._grid).list() if visit.may(Role.READ, each.target)]
         return self.page("log.html", request, visit, actions=found[:200])
+
+    async def docs(self, request: Request, visit: Visit) -> Response:
+        """What is served, for who writes programs."""
+        groups = operations(self._describe(), f"{request.url.scheme}://{request.url.netloc}")
+        return self.page("docs.html", request, visit, groups=groups)
 
     def _live(self, template: str, request: Request, visit: Visit, **values: Any) -> Response:
         """A page that is kept current, unless its reader has said otherwise; or why it cannot be."""
