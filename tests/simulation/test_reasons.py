@@ -61,7 +61,7 @@ def test_declined_results_get_the_reasons_that_xgboost_gives_and_others_none(wor
         if key in declined:
             name, adds = contributions(events[key])[0]
             (reason,) = result["reasons"]
-            assert (reason["feature"], reason["adds"]) == (name, pytest.approx(adds, abs=1e-5))
+            assert (reason["feature"], reason["adds"]) == (name, pytest.approx(adds, rel=1e-6, abs=1e-5))
             if name == "amount":
                 assert reason["value"] == events[key]
                 assert reason["text"] == f"It was {events[key]:g}"

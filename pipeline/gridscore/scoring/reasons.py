@@ -12,7 +12,6 @@ import asyncio
 import logging
 import math
 import time
-import zlib
 from collections import deque
 from dataclasses import dataclass
 from itertools import islice, takewhile
@@ -49,6 +48,7 @@ _ROWS = 32  # that are computed at a time: XGBoost takes hundreds of microsecond
 _MOST_CLASSES = 1_000
 _LOOK_SECONDS = 0.05
 _STAND_SECONDS = 10.0  # how long a result may take until it stands
+_MIX = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +101,23 @@ class Reasons:
                 wanted &= active.plan.explained.decide(events, scores) == 0
             else:
                 wanted &= active.trial.decide(active, events, scores, None, variants, by="explained") == 0
+        sequences, keys, texts = rows
+        places = np.array(sequences, np.int64)
+        wanted &= places >= 0  # a rescan's events have no place in the journal that says when their results stand
+        if self._spec.share < 1.0:
+            partitions = np.repeat([batch.partition for batch, _ in spans], [number for _, number in spans])
+            wanted &= _drawn(partitions, places, self._spec.share)
         if not wanted.any():
             return
         matrix, margins = inputs
         # One score an event is the only one, or, by `multi:softmax`, the number of the class.
         outputs = scores.argmax(axis=1) if scores.ndim > 1 else np.clip(scores, 0, _MOST_CLASSES).astype(np.intp)
-        sequences, keys, texts = rows
         ends = np.cumsum([number for _, number in spans])
         models, order = [active.model], np.flatnonzero(wanted)
         if variants is not None and active.trial is not None:
             models += [(each or active).model for each in active.trial.challengers]
             order = order[np.argsort(variants[order], kind="stable")]  # rows of one model are explained together
         for i in order.tolist():
-            # A rescan's events have no place in the journal that says when their results stand.
-            if sequences[i] < 0 or not self._is_drawn(keys[i], sequences[i]):
-                continue
             if len(self._waiting) >= _WAITING_ROWS:
                 self._stats.unexplained += 1
                 continue
@@ -136,10 +138,6 @@ class Reasons:
             )
         if self._waiting:
             self._some.set()
-
-    def _is_drawn(self, key: bytes, sequence: int) -> bool:
-        """Whether an event is in the sample: always the same ones, whoever scores them."""
-        return self._spec.share >= 1.0 or zlib.crc32(key, sequence & 0xFFFFFFFF) < self._spec.share * 2.0**32
 
     async def run(self) -> None:
         """Add reasons until cancelled."""
@@ -208,6 +206,18 @@ class Reasons:
             reasons.append(reason)
         made = msgspec.json.encode({"reasons": reasons, "amended_at": time.time_ns() // 1_000_000})
         return row.text[:-1] + b"," + made[1:]
+
+
+def _drawn(partitions: NDArray[np.int64], sequences: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
+    """Whether each event is in the sample, by where it is: always the same ones, whoever scores them.
+
+    Mixed as by SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014).
+    """
+    mixed = sequences.astype(np.uint64) * _MIX[0] + partitions.astype(np.uint64) * _MIX[1]
+    for shift, factor in ((30, _MIX[1]), (27, _MIX[2])):
+        mixed = (mixed ^ mixed >> np.uint64(shift)) * factor
+    drawn: NDArray[np.bool_] = (mixed ^ mixed >> np.uint64(31)) >> np.uint64(11) < np.uint64(share * 2.0**53)
+    return drawn
 
 
 def _contributions(rows: list[_Row]) -> tuple[list[NDArray[np.float32]], float]:
