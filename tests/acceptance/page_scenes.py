@@ -1,6 +1,7 @@
 """What the pages take for given: jobs, files, and names that their blocks do not define; and what is another here."""
 
 import json
+import time
 from dataclasses import dataclass, field
 
 JOB = """\
@@ -28,7 +29,8 @@ import pandas as pd, xgboost as xgb
 from gridscore import load_job, offline_matrix
 rows = 400
 history = pd.read_csv("jobs/payments/history.csv").head(rows)
-history["at"] = pd.date_range("2026-01-01", periods=rows, freq="min").strftime("%Y-%m-%dT%H:%M:%SZ")
+history["at"] = pd.date_range("2026-01-01", periods=rows, freq="h").strftime("%Y-%m-%dT%H:%M:%SZ")
+history["session"], history["number"] = "s1", range(rows)
 history["id"] = history["purchase"] = history["payment_id"] = [f"e{n}" for n in range(rows)]
 history["fraud"] = history["label"] = (history["amount"] > history["amount"].median()).astype(int)
 for name in ("history.csv", "payments.csv"):
@@ -82,6 +84,12 @@ class Scene:
     after: dict[str, str] = field(default_factory=dict)
     endless: tuple[str, ...] = ()
     """Pieces of blocks of Python that wait for results for ever."""
+    ends: dict[str, str] = field(default_factory=dict)
+    """By a piece of a command: which commands, that the page has begun, are ended before it."""
+    arrives: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """By a piece of a command that goes on: a map, and how many entries it has at last."""
+    trusts_servers: bool = False
+    """Whether the certificate of MQTT and Redis is the only one that is trusted."""
 
 
 def text_of(name, windowed=()):
@@ -99,8 +107,26 @@ def member(follower):
 
 
 def letter(name):
-    """The id of a dead letter that is there now."""
-    return lambda follower: json.loads(follower.shell.run(f"gridscore dead-letters list {name} --json").stdout)[0]["id"]
+    """The id of a dead letter that is there when all events are scored."""
+
+    def look(follower):
+        def asked(words):
+            return json.loads(follower.shell.run(f"gridscore {words} --json").stdout)
+
+        while any(job["lag"] for job in asked("jobs") if job["name"] == name):
+            time.sleep(0.1)
+        return asked(f"dead-letters list {name}")[0]["id"]
+
+    return look
+
+
+def shop(follower):
+    """What stands for a database: the address of a server that has it."""
+    return f"@{follower.servers.postgres()}/shop"
+
+
+def kafka(*topics):
+    return lambda follower: follower.servers.kafka(*topics)
 
 
 def key(follower):
@@ -153,6 +179,7 @@ async def act_on(result): ...
         ("flights", "cards"),
         more="""
             gridscore model push better.ubj --name flights
+            gridscore model push m.ubj --name flights
             sed -i 's/at_least: 0.5/at_least: 0.6/' job.yaml
         """,
         here={"127.0.0.1:5701": member, "--key carrier": "--key customer"},
@@ -162,7 +189,6 @@ import xgboost as xgb
 model = xgb.Booster(model_file="model.ubj")
 await client.push_model(xgb.Booster(model_file="better.ubj"), "late", alias="champion")
 """,
-            "is_challengers": "import zlib",
             "update=True": f"""{CLIENT}
 import xgboost as xgb
 booster = xgb.Booster(model_file="model.ubj")
@@ -174,7 +200,18 @@ booster = xgb.train({}, data, 9, evals=[(data, "d")], early_stopping_rounds=2, v
 """,
         },
         after={
-            "is_challengers": "assert is_challengers('ann', 'x', 100) and not is_challengers('ann', 'x', 0)",
+            "crc32": """
+import numpy as np
+from gridscore.models.experiment import Challenger, Experiment
+
+texts = dict.fromkeys(("job", "model", "submitted_at", "since", "by"), "")
+challengers = (Challenger(2), Challenger(3))
+experiment = Experiment(id="x7", kind="split", challengers=challengers, steps=(20.0,), **texts)
+people = [f"customer {number}" for number in range(1_000)]
+drawn = experiment.variants(experiment.draws([each.encode() for each in people]))
+assert [variant(each, "x7", 20.0, 2) for each in people] == drawn.tolist()
+assert {*drawn} == {0, 1, 2}
+""",
             "best_iteration": """
 assert len(xgb.Booster(model_file="model.ubj").get_dump()) == booster.best_iteration + 1
 """,
@@ -189,22 +226,29 @@ assert len(xgb.Booster(model_file="model.ubj").get_dump()) == booster.best_itera
             gridscore cancel spare
         """,
         here={
+            "|| page somebody": "|| true",
             "submit job.yaml --suspended": "suspend card-fraud",
+            "submit job.yaml --history": "submit card-fraud.yaml --update --history",
             "4000-1234": "ann",
             "/backups/prod --every 5s": "backups/prod",
+            "restore --from /backups/prod": "restore --merge --from backups/prod",  # the cluster is not an empty one
             "/backups": "backups",
+            "backup:${BACKUP_PASSWORD}@db:5432/gridscore?sslmode=verify-full": lambda f: (
+                f"app:${{DB_PASSWORD}}{shop(f)}"
+            ),
             "wipe flights": "wipe spare",
             "17-9af3c0015b2e77d0": letter("flights"),
             **BENCH,
-            "kafka:9092": lambda follower: follower.kafka("payments"),
+            "kafka:9092": kafka("payments"),
         },
+        ends={"gridscore restore": "gridscore source"},
     ),
-    "docs/proof.md": Scene(("card-fraud", "flights", "shop"), here={"c0012": "ann", "--model 4": "--model 1"}),
+    "docs/proof.md": Scene(("card-fraud", "flights", "shop"), here={"c0012": "e7", "--model 4": "--model 1"}),
     "docs/security.md": Scene(("fraud",), here={"5f3a9c0d1e2b": key}),
-    "docs/serving.md": Scene(("payments",)),
+    "docs/serving.md": Scene(("payments",), more="gridscore model push better.ubj --name payments"),
     "docs/sinks.md": Scene(
         ("payments", "flights"),
-        here={"/data/": "", "postgresql://app:${DB_PASSWORD}@db/shop": lambda follower: follower.postgres()},
+        here={"/data/": "", "@db/shop": shop},
         before={
             "read_parquet": """
 import pathlib, time
@@ -238,30 +282,37 @@ assert (await asked("v1,bm8=")).status_code == 401
             mkdir history
             cp clicks.jsonl history
             cp lookups/customer.csv customers.csv
-            touch access.log
-            gridscore source logfile --path access.log --to events.requests --name access-log --until-end
+            echo '10.0.0.7 - - [31/Jan/2026:12:00:00 +0000] "GET / HTTP/1.1" 200 512 "-" "curl/8"' > access.log
+            gridscore source logfile --path access.log --format combined --name access-log \\
+                --to events.requests --until-end
         """,
         here={
-            "/var/log/nginx/access.log*": "access.log*",
-            "--key session --key number": "--key id",
-            "events.clicks --allow": "events.purchases --key purchase --results results.purchases --allow",
-            "/events/events.clicks": "/events/events.purchases",
-            '{"page": "/", "n": 1}': '{"purchase": "p0", "amount": 1.0, "customer": "ann"}',
-            "kafka-events.payments": "payments",
-            "postgresql://app:${DB_PASSWORD}@db/shop": lambda follower: follower.postgres(),
-            '"amount": 12.5': '"amount": 12.5, "customer": "ann"',
-            "&after=1041": "",
-            "--replay-speed 60": "--replay-speed 6000",
+            "broker:9092": kafka("payments"),
+            "broker:9093": lambda follower: follower.servers.kafka_of_users("payments"),
+            "kafka:9092": kafka("clicks"),
+            "kafka:9093": lambda follower: follower.servers.kafka_of_users("payments"),
+            "https://registry:8081": lambda follower: follower.servers.registry(),
+            "SASL_SSL": "SASL_PLAINTEXT",
+            "sasl.username=app": "sasl.username=alice",
+            "export KAFKA_PASSWORD=…": "true",
+            "mqtts://broker:8883": lambda follower: follower.servers.mqtt(),
+            "--username line": "--username device",
+            "redis://localhost:6379": lambda follower: follower.servers.redis(),
+            "rediss://redis:6379": lambda follower: follower.servers.redis_of_users(),
+            "@db/shop": shop,
+            "/var/log/nginx/": "",
+            "?wait=2s&after=1041": "?wait=60s",
+            "--replay-speed 60": "--replay-speed 360000",
         },
-        before={
-            "Script": """
-import contextlib
-from gridscore.testing import StubCluster
-cluster = await StubCluster().__aenter__()
-grid = await cluster.connect("source")
-"""
+        arrives={
+            "--topic payments --to events.payments": ("events.payments", 418),
+            "--topic clicks": ("events.clicks", 9),
+            "--to events.requests": ("events.requests", 1),
+            "source mqtt": ("events.readings", 1),
+            "--stream payments": ("events.payments", 827),
+            "--stream orders": ("events.orders", 9),
         },
-        after={"Script": "await cluster.__aexit__(None, None, None)"},
+        trusts_servers=True,
     ),
     "docs/testing.md": Scene(
         ("fraud",),

@@ -18,7 +18,7 @@ BASH = shutil.which("bash") or "bash"
 class Shell:
     """Runs commands in a folder, in which `jobs/` is the project's; ends what goes on running.
 
-    What a line exports, activates or goes into stays so for the next.
+    What a line sets, activates or goes into stays so for the next.
     """
 
     def __init__(self, folder, environment):
@@ -38,7 +38,7 @@ class Shell:
         """Run it to its end; what `given` says goes to it as typed."""
         after = f'code=$?; {{ export -p; printf "cd %q\\n" "$PWD"; }} > {self._state}; exit $code'
         return subprocess.run(
-            [BASH, "-c", f". {self._state}; {line}\n{after}"],
+            [BASH, "-c", f". {self._state}; set -a; {line}\n{after}"],
             cwd=self.folder,
             env=self.environment,
             input=given,
