@@ -55,11 +55,13 @@ async def test_parity_is_shown_and_kept_and_a_history_is_scored_with_a_version_o
 
         wrong = HazelcastJsonValue(json.dumps({**results["e7"], "user": "somebody"}))
         await (await client.grid.map(f"results.{name}")).put("e7", wrong)
+        await client.put_events(f"events.{name}", {"bad": {"user": 7}})
         ended = await scoring.command(cluster, "parity", name, "--json")
         assert ended.exit_code == 10
         found = json.loads(ended.stdout)
         assert (found["equal"], found["different"]) == (1999, 1)
         assert found["first"]["values"] == {"user": ["somebody", "u7"]}
+        assert found["unjudged"] == {"cannot be scored": 1}
 
         status = await scoring.command(cluster, "status", name, "--for", "0")
         assert "1,999 of 2,000 equal" in status.stdout

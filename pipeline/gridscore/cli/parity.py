@@ -56,7 +56,7 @@ def parity(
 
     found = run(main())
     if as_json:
-        print_json({**dataclasses.asdict(found), "judged": found.judged})
+        print_json({**dataclasses.asdict(found), "unjudged": dict(found.unjudged), "judged": found.judged})
     else:
         _print(found)
     if found.different:
