@@ -246,6 +246,13 @@ def test_what_is_not_there_is_refused():
         assert "cannot be kept at `s3://`" in found.exception.message
 
 
+@pytest.mark.parametrize("words", [[], ["--to", "a", "--forget", "a"]])
+def test_a_place_is_backed_up_to_or_forgotten(words):
+    found = CliRunner().invoke(_commands(), ["backup", *words])
+    assert isinstance(found.exception, UsageError)
+    assert found.exception.hint == "Give exactly one of them."
+
+
 # ---------------------------------------------------------------------- with a cluster
 
 
