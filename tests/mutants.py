@@ -249,22 +249,22 @@ MUTANTS = [
     Mutant(
         "dead letters hold up other partitions",
         "scoring/runner.py",
-        "bad = rejected.get(part.partition)",
-        "bad = batch.rejected",
+        "burials.get(part.partition, ())",
+        "[task for tasks in burials.values() for task in tasks]",
         (STORIES, "-k", "dead_letter"),
     ),
     Mutant(
         "dead letters are not waited for",
         "scoring/runner.py",
-        "if error is not None or each.letters is None:",
-        "if True:",
+        "            self._set_aside(each)\n",
+        "            self._acknowledge(each.write, None)\n",
         (STORIES, "-k", "dead_letter"),
     ),
     Mutant(
         "dead letters have no bound in time",
         "scoring/runner.py",
-        "new, left = await letters.put(dead, until=until)",
-        "new, left = await letters.put(dead)",
+        "new, left = await self._letters.put_in(place, until=until)",
+        "new, left = await self._letters.put_in(place)",
         (STORIES, "-k", "dead_letter"),
     ),
     Mutant(

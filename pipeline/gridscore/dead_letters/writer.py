@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from gridscore.dead_letters.letters import decode, encode, map_of
@@ -19,7 +20,7 @@ from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.job.types import DEAD_LETTER_BYTES, DEAD_LETTERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from gridscore.dead_letters.letters import DeadLetter
     from gridscore.grid import Grid
@@ -28,7 +29,6 @@ _log = logging.getLogger(__name__)
 
 _USUAL_BYTES, _PART = 1_024, 10
 COUNT_SECONDS = 2.0  # how long a look at the number of dead letters is valid
-SOUGHT = 10_000  # letters that are looked up in the grid between two looks while there is no room
 SAY_SECONDS = 10.0  # pause between two lines in the log about dead letters
 
 
@@ -71,10 +71,27 @@ class Weights:
         return self._bytes + (there - self._entries) * mean
 
 
-class _Text(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Placed:
+    """A dead letter, and its serialized key."""
+
     dead: DeadLetter
-    id: str
-    text: bytes
+    key: bytes
+    json: bytes = b""
+
+    @property
+    def text(self) -> bytes:
+        """What is written, made when it is wanted: where there is no room, it never is."""
+        self.json = self.json or encode(self.dead)
+        return self.json
+
+
+class Place(NamedTuple):
+    """Dead letters that go to one partition, and so in one message."""
+
+    partition: int
+    letters: list[Placed]
+    is_blocked: bool  # a member does not answer: letters for it must not fill the memory
 
 
 class LetterWriter:
@@ -92,28 +109,29 @@ class LetterWriter:
         self._looked_at = float("-inf")
         self._entries, self._size = 0, 0.0  # room that this process may take
         self._weights = Weights()
-        self._under_way = self._sought = 0
+        self._under_way = 0
         self._unsaid = self._unkept_unsaid = 0
         self._said_at = float("-inf")
         self._saying: asyncio.TimerHandle | None = None
         self._example = self._unkept_example = ""
         self.full = ""
 
-    def may_put(self, count: int) -> bool:
-        """Whether this many are worth a `put`.
-
-        Without room, `put` only finds those that the grid already has: some, so that a flood costs less than with room.
-        """
-        if not self.full or self._grid.clock() - self._looked_at >= COUNT_SECONDS:
-            return True
-        self._sought += count
-        return self._sought <= SOUGHT
-
     def serialize_key(self, key: object) -> bytes:
         """A key as the grid stores it."""
         return self._writer.serialize_key(key)
 
-    async def put(self, letters: Sequence[DeadLetter], *, until: float | None = None, within: bool = True) -> Put:
+    def places(self, letters: Iterable[DeadLetter], *, within: bool = True) -> list[Place]:
+        """Letters by the partition that they go to; of several with one ID, the last. For `put_in`, at once."""
+        found = {each.key: each for each in (Placed(dead, self.serialize_key(dead.id)) for dead in letters)}
+        by_partition: dict[int, list[Placed]] = {}
+        size = self._under_way
+        for key, each in found.items():
+            size += len(each.dead.raw)
+            by_partition.setdefault(partition_of(key, self._grid.partition_count), []).append(each)
+        is_blocked = within and self._under_way > 0 and size > self._limits.size
+        return [Place(partition, some, is_blocked) for partition, some in by_partition.items()]
+
+    async def put(self, letters: Iterable[DeadLetter], *, until: float | None = None, within: bool = True) -> Put:
         """Write those that the grid does not have, as far as there is room.
 
         Args:
@@ -124,28 +142,39 @@ class LetterWriter:
         Raises:
             HazelcastError: At least one was not confirmed.
         """
-        size = sum(len(dead.raw) for dead in letters)
-        if within and self._under_way and self._under_way + size > self._limits.size:
-            return Put(0, list(letters))  # a member does not answer: letters for it must not fill the memory
+        puts = [self.put_in(each, until=until, within=within) for each in self.places(letters, within=within)]
+        done = [_done(each) for each in await asyncio.gather(*puts, return_exceptions=True)]
+        return Put(sum(each.new for each in done), [dead for each in done for dead in each.left])
+
+    async def put_in(self, place: Place, *, until: float | None = None, within: bool = True) -> Put:
+        """The same of those of one place."""
+        partition, letters, is_blocked = place
+        if is_blocked:
+            return Put(0, [each.dead for each in letters])
+        size = sum(len(each.dead.raw) for each in letters)
         self._under_way += size
         try:
             await self._writer.prepare()
-            left, again = await self._unknown(letters)
-            await self._writer.put(((each.id, each.text) for each in again), until=until)
-            new = len(again)
+            left, again = await self._unknown(partition, letters)
+            new = await self._write(partition, again, until)
             while left:
                 count = await self._take(left)
                 kept, left = (left[:count], left[count:]) if within else (left, [])
                 if not kept:
                     break
-                await self._writer.put(((each.id, each.text) for each in kept), until=until)
-                new += len(kept)
+                new += await self._write(partition, kept, until)
                 self._weights.add([each.text for each in kept])
                 if count < len(kept):
                     await self.look()
             return Put(new, [each.dead for each in left])
         finally:
             self._under_way -= size
+
+    async def _write(self, partition: int, letters: Sequence[Placed], until: float | None) -> int:
+        if letters:
+            keys, texts = [each.key for each in letters], [each.text for each in letters]
+            await self._writer.put_partition(partition, keys, texts, once=until is not None, until=until)
+        return len(letters)
 
     def say(self, count: int, where: str, error: str, *, unkept: int = 0) -> None:
         """Log what was rejected, with one of the reasons, every few seconds at most.
@@ -191,28 +220,14 @@ class LetterWriter:
         async with self._looking:
             await self._look()
 
-    async def _unknown(self, letters: Sequence[DeadLetter]) -> tuple[list[_Text], list[_Text]]:
-        """The letters that the grid lacks, and those that it has in another form; of several with one ID, the last."""
-        texts = {(text := _Text(dead, dead.id, encode(dead))).id: text for dead in letters}
-        by_partition: dict[int, dict[bytes, _Text]] = {}
-        for each in texts.values():
-            key = self._writer.serialize_key(each.id)
-            by_partition.setdefault(partition_of(key, self._grid.partition_count), {})[key] = each
-        name = map_of(self._name)
-        looks = [values_of(self._grid, name, partition, keys) for partition, keys in by_partition.items()]
-        again = []
-        for keys, found in zip(by_partition.values(), await asyncio.gather(*looks), strict=True):
-            for key, value in found.items():
-                each = keys[key]
-                del texts[each.id]
-                if not _is_known(decode(value), each.dead):
-                    again.append(each)
-        return list(texts.values()), again
+    async def _unknown(self, partition: int, letters: Sequence[Placed]) -> tuple[list[Placed], list[Placed]]:
+        """The letters that the grid lacks, and those that it has in another form."""
+        found = await values_of(self._grid, self._writer.map_name, partition, [each.key for each in letters])
+        again = [each for each in letters if each.key in found and not _is_known(decode(found[each.key]), each.dead)]
+        return [each for each in letters if each.key not in found] if found else list(letters), again
 
-    async def _take(self, letters: Sequence[_Text]) -> int:
+    async def _take(self, letters: Sequence[Placed]) -> int:
         """Take room for letters; returns for how many, from the first, there was some."""
-        if not letters:
-            return 0
         async with self._looking:
             old = self._grid.clock() - self._looked_at >= COUNT_SECONDS
             if old or (not self.full and self._fitting(letters)[0] < len(letters)):
@@ -222,7 +237,7 @@ class LetterWriter:
             self._size -= size
             return count
 
-    def _fitting(self, letters: Sequence[_Text]) -> tuple[int, int]:
+    def _fitting(self, letters: Sequence[Placed]) -> tuple[int, int]:
         count = size = 0
         for each in letters[: self._entries]:
             if size + len(each.text) > self._size:
@@ -231,7 +246,7 @@ class LetterWriter:
             count += 1
         return count, size
 
-    async def _look(self, letters: Sequence[_Text] = ()) -> None:
+    async def _look(self, letters: Sequence[Placed] = ()) -> None:
         """Look how much room there is for letters like these."""
         there = await self.count()
         largest = max((len(each.text) for each in letters), default=1)
@@ -240,13 +255,20 @@ class LetterWriter:
         share = min(1.0, max(0.0, self._share()))
         self._entries = max(0, math.ceil(entries * share))
         self._size = max(size * share, min(size, largest), 0.0)
-        self._looked_at, self._sought = self._grid.clock(), 0
+        self._looked_at = self._grid.clock()
         self.full = self._why(there) if entries <= 0 or size < largest else ""
 
     def _why(self, there: int) -> str:
         if there >= self._limits.entries:
             return f"there are {there:,} dead letters, and the limit is {self._limits.entries:,} (max_dead_letters)"
         return f"its {there:,} dead letters fill about {self._limits.size:,} bytes (max_dead_letter_bytes)"
+
+
+def _done(outcome: Put | BaseException) -> Put:
+    """What was done; all were waited for, so that none is under way when the caller tries again."""
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
 
 
 def _is_known(there: DeadLetter | None, dead: DeadLetter) -> bool:

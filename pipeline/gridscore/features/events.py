@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -156,10 +157,14 @@ def reason_of(error: Exception) -> str:
         return "not JSON that can be read: nested too deeply"
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 text: byte {error.start} of a string"
-    text = str(error)
+    return _reason(str(error), isinstance(error, msgspec.ValidationError))
+
+
+@lru_cache(maxsize=1024)  # events of one sender are wrong in the same way
+def _reason(text: str, breaks_schema: bool) -> str:
     if text == "Invalid UTF-8 encoded string":  # msgspec 0.23 no longer says where
         return "not UTF-8 text"
-    if not isinstance(error, msgspec.ValidationError):
+    if not breaks_schema:
         return f"not JSON: {text[:1].lower()}{text[1:]}".replace("not JSON: jSON is malformed", "not JSON")
     text, _, place = text.partition(" - at `$")
     place = place.rstrip("`").lstrip(".")

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from gridscore.grid.connection import Grid
 
-_HASH_SEED = 0x01000193
+HASH_SEED = 0x01000193
 _HASH_OFFSET = 8  # the hash and the type that precede a serialized key are not hashed
 
 
 def partition_of(key: bytes, partition_count: int) -> int:
     """Partition of a serialized key: Murmur3 (x86, 32 bit) as in Hazelcast's `HashUtil`."""
     explicit = int.from_bytes(key[:4], "big", signed=True)
-    value = explicit or mmh3.hash(key[_HASH_OFFSET:], _HASH_SEED)
+    value = explicit or mmh3.hash(key[_HASH_OFFSET:], HASH_SEED)
     return 0 if value == -(2**31) else abs(value) % partition_count
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
 from gridscore.dead_letters.letters import Rejected
@@ -65,22 +66,21 @@ class Rows:
         """The rows without the bad ones, which are rejected for the reasons given."""
         if not bad:
             return self
-        kept = Rows()
-        begin = 0
+        keep, rows = bytearray(b"\1") * len(self.keys), sorted(bad)
+        for row in rows:
+            keep[row] = 0
+        kept, begin, at = Rows(), 0, 0
+        kept.sequences += compress(self.sequences, keep)
+        kept.keys += compress(self.keys, keep)
+        kept.values += compress(self.values, keep)
+        kept.scored += compress(self.scored, keep)
+        kept.places += compress(self.places, keep)
         for batch, count in self.spans:
-            rows = range(begin, begin + count)
-            begin += count
-            good = [row for row in rows if row not in bad]
-            kept.spans.append((batch, len(good)))
-            kept.sequences += map(self.sequences.__getitem__, good)
-            kept.keys += map(self.keys.__getitem__, good)
-            kept.values += map(self.values.__getitem__, good)
-            if self.scored:
-                kept.scored += map(self.scored.__getitem__, good)
-            if self.places:
-                kept.places += map(self.places.__getitem__, good)
-            for row in rows:
-                if row in bad:
-                    event = self.sequences[row], self.keys[row], self.values[row]
-                    rejected.append(Rejected(batch.partition, *event, stage, bad[row]))
+            end = begin + count
+            kept.spans.append((batch, keep.count(1, begin, end)))
+            while at < len(rows) and (row := rows[at]) < end:
+                event = self.sequences[row], self.keys[row], self.values[row]
+                rejected.append(Rejected(batch.partition, *event, stage, bad[row]))
+                at += 1
+            begin = end
         return kept

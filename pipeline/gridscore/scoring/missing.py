@@ -23,7 +23,7 @@ from gridscore.scoring.prior_results import origins_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable
 
-    from gridscore.dead_letters.letters import Rejected
+    from gridscore.dead_letters.letters import DeadLetter
     from gridscore.grid import Grid
     from gridscore.group.group import Group
     from gridscore.job import Job
@@ -49,7 +49,11 @@ class Rejection(NamedTuple):
 
 async def rejections(grid: Grid, job: Job) -> set[Rejection]:
     """The events that are dead letters of a job."""
-    return {Rejection(dead.key_bytes, zlib.crc32(dead.raw_bytes)) async for _, dead in walk_letters(grid, job.name)}
+    return {_rejection(dead) async for _, dead in walk_letters(grid, job.name)}
+
+
+def _rejection(dead: DeadLetter) -> Rejection:
+    return Rejection(dead.key_bytes, zlib.crc32(dead.raw_bytes))
 
 
 async def without_result(
@@ -80,12 +84,8 @@ def _kept(events: list[Event], rejected: Collection[Rejection]) -> list[Event]:
 
 def rejection_of(event: Event) -> Rejection:
     """What would identify an event among the dead letters."""
-    return rejection_of_raw(event.key, payload(event.value) or event.value)
-
-
-def rejection_of_raw(key: bytes, raw: bytes) -> Rejection:
-    """The same, of an event's serialized key and its bytes."""
-    return Rejection(key, zlib.crc32(raw[:MAX_RAW]))
+    raw = payload(event.value) or event.value
+    return Rejection(event.key, zlib.crc32(raw[:MAX_RAW]))
 
 
 class MissingResults:
@@ -99,10 +99,10 @@ class MissingResults:
         self._letters: set[Rejection] = set()
         self._letters_at = float("-inf")
 
-    def were_rejected(self, events: Iterable[Rejected]) -> None:
+    def were_rejected(self, letters: Iterable[DeadLetter]) -> None:
         """Events could not be scored, whether or not there was room for their dead letters."""
         # A rescan waits for those that were found in the map.
-        self._rejected |= {rejection_of_raw(event.key, event.raw) for event in events if event.sequence < 0}
+        self._rejected |= {_rejection(dead) for dead in letters if dead.sequence < 0}
 
     async def rescan(self, partition: int) -> None:
         """Return when no event of a partition lacks a result.

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -56,15 +56,16 @@ from gridscore.scoring.window_requests import BATCH_EVENTS as ASKED_EVENTS
 from gridscore.scoring.window_requests import WindowRequests, portions
 from gridscore.scoring.window_stage import WindowStage
 from gridscore.scoring.window_states import WindowStates
+from gridscore.texts import moment_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from gridscore.dead_letters.letters import Rejected
+    from gridscore.dead_letters.writer import Place
     from gridscore.grid import Grid
     from gridscore.grid.wire import Page
     from gridscore.group.members import Members
-    from gridscore.group.reader import Cursor
     from gridscore.job import JobRecord
     from gridscore.scoring.batches import PartitionBatch
     from gridscore.scoring.live_model import LoadedModels
@@ -89,7 +90,8 @@ class _Waiting(NamedTuple):
 
     part: PartitionBatch
     write: Write
-    letters: asyncio.Task[int] | None
+    # What writes its dead letters; each says how many of which partition have no room.
+    letters: Sequence[asyncio.Task[Counter[int]]]
 
 
 class JobRunner:
@@ -304,17 +306,12 @@ class JobRunner:
 
     def _write(self, batch: ScoredBatch) -> None:
         parts = self.group.ours(batch.partitions)
-        rejected: dict[int, list[Rejected]] = {part.partition: [] for part in parts} if batch.rejected else {}
-        for each in batch.rejected:
-            if each.partition in rejected:
-                rejected[each.partition].append(each)
+        burials = self._burials(batch.rejected, parts) if batch.rejected else {}
         for part in parts:
             write = Write(part.partition, part.next, len(part.keys), part.lost, part.at)
             self.group.sent(write)
             lane = self._lanes.setdefault(part.partition, deque())
-            # A task for each: partitions do not wait for each other.
-            bad = rejected.get(part.partition)
-            lane.append(_Waiting(part, write, self._spawn(self._bury(bad, part.cursor)) if bad else None))
+            lane.append(_Waiting(part, write, burials.get(part.partition, ())))
             if len(lane) == 1:
                 self._send(part.partition)
         self.stats.batches += 1
@@ -371,37 +368,55 @@ class JobRunner:
         else:
             del self._lanes[partition]
 
-    async def _bury(self, rejected: list[Rejected], cursor: Cursor) -> int:
-        """Write the dead letters of a partition's events while its lease holds; returns how many have no room.
+    def _burials(
+        self, rejected: list[Rejected], parts: list[PartitionBatch]
+    ) -> dict[int, list[asyncio.Task[Counter[int]]]]:
+        """By partition, what writes the dead letters of its events: a task for each partition that they go to."""
+        cursors, now = {part.partition: part.cursor for part in parts}, moment_text()
+        name, events = self._job.name, self._job.events
+        letters = (letter(self._grid, name, events, each, now) for each in rejected if each.partition in cursors)
+        burials: dict[int, list[asyncio.Task[Counter[int]]]] = {}
+        for place in self._letters.places(letters):
+            whose = {each.dead.partition for each in place.letters}
+            task = self._spawn(self._bury(place, min(cursors[partition].until for partition in whose)))
+            for partition in whose:
+                burials.setdefault(partition, []).append(task)
+        return burials
 
-        Raises HazelcastError: at least one was not confirmed.
+    async def _bury(self, place: Place, until: float) -> Counter[int]:
+        """Write dead letters that go to one partition, while the leases of their events hold.
+
+        Returns how many of which partition have no room. Raises HazelcastError: at least one was not confirmed.
         """
-        until, letters, new, unkept = cursor.until, self._letters, 0, len(rejected)
-        if letters.may_put(len(rejected)):
-            dead = [letter(self._grid, self._job.name, self._job.events, each) for each in rejected]
-            new, left = await letters.put(dead, until=until)
-            unkept = len(left)
+        new, left = await self._letters.put_in(place, until=until)
         self.stats.dead += new
-        where = f"partition {rejected[0].partition}, sequence {rejected[0].sequence}"
-        letters.say(new, where, rejected[0].error, unkept=unkept)
-        self._missing.were_rejected(rejected)
-        return unkept
+        first = place.letters[0].dead
+        where = f"partition {first.partition}, sequence {first.sequence}"
+        self._letters.say(new, where, first.error, unkept=len(left))
+        self._missing.were_rejected(each.dead for each in place.letters)
+        return Counter(dead.partition for dead in left)
 
     def _finish(self, each: _Waiting, error: BaseException | None) -> None:
         """A write was answered: move the offset that may be committed, or put the partition back."""
         if not self.group.answered(each.write):
             return  # the partition was dropped or put back in the meantime
-        if error is not None or each.letters is None:
+        if error is not None:
             self._acknowledge(each.write, error)
         else:
-            each.letters.add_done_callback(partial(self._set_aside, each.write))
+            self._set_aside(each)
 
-    def _set_aside(self, write: Write, letters: asyncio.Task[int]) -> None:
-        """The dead letters that go with an acknowledged write are written, or could not be."""
+    def _set_aside(self, each: _Waiting, _done: object = None) -> None:
+        """A write is acknowledged; so is what it waits for when its dead letters are, or could not be written."""
+        write, error = each.write, None
+        for task in each.letters:
+            if not task.done():
+                task.add_done_callback(partial(self._set_aside, each))
+                return
+            failure = HazelcastClientNotActiveError() if task.cancelled() else task.exception()
+            error = error or failure
         if write.counts:
-            error = HazelcastClientNotActiveError() if letters.cancelled() else letters.exception()
             if error is None:
-                write.unkept = letters.result()
+                write.unkept = sum(task.result()[write.partition] for task in each.letters)
             self._acknowledge(write, error)
 
     def _acknowledge(self, write: Write, error: BaseException | None) -> None:

@@ -53,7 +53,7 @@ from gridscore.sinks.records import (
     subscription_of,
 )
 from gridscore.sinks.rescan import DeliverAgain
-from gridscore.texts import count_text
+from gridscore.texts import count_text, moment_text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -402,7 +402,8 @@ class SinkRunner:
         return Rejected(result.partition, result.sequence, key, result.text, "deliver", error)
 
     async def _set_aside(self, rejected: Sequence[Rejected], until: float) -> None:
-        letters = [letter(self._grid, self.name, self.map, each) for each in rejected]
+        now = moment_text()
+        letters = [letter(self._grid, self.name, self.map, each, now) for each in rejected]
         # Beyond the limit if need be: they were refused already. Later results wait instead.
         new, _ = await self._letters.put(letters, until=until, within=False)
         self.stats.dead += new
