@@ -40,12 +40,13 @@ async def test_a_result_is_explained_by_what_was_scored(cluster, unique, logged)
 
         found = json.loads((await scoring.command(cluster, "explain", name, "e7", "--json")).stdout)
         (expected,) = contributions(model, [events["e7"]])
-        assert found["contributions"] == {n: pytest.approx(float(v), abs=0) for n, v in expected.items() if n}
+        by_xgboost = {name: float(value) for name, value in expected.items() if name}
+        assert found["contributions"] == pytest.approx(by_xgboost, rel=1e-5, abs=1e-5)
         if logged:
             given = {each["feature"]: each["adds"] for each in results["e7"]["reasons"]}
             ranked = sorted(found["contributions"].items(), key=lambda each: -abs(each[1]))
             assert given == {feature: pytest.approx(adds, abs=1e-5) for feature, adds in ranked[:2]}
-        assert found["base"] == float(expected[None])
+        assert found["base"] == pytest.approx(float(expected[None]), abs=1e-5)
         assert found["margin"] == pytest.approx(float(sum(expected.values())), abs=1e-5)
         assert 1 / (1 + np.exp(-found["margin"])) == pytest.approx(results["e7"]["score"], abs=1e-6)
         assert (found["is_exact"], found["notes"]) == (True, [])
