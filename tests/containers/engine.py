@@ -153,6 +153,10 @@ class Engine:
     def podman(self, *words: str, code: int | None = 0, seconds: float = 120) -> str:
         return self.run("podman", *words, code=code, seconds=seconds)
 
+    def log(self, container: str) -> str:
+        """Its last lines, of both of its outputs."""
+        return self.run("sh", "-c", f"podman logs --tail 40 {container} 2>&1", code=None)
+
     def prepare(self) -> None:
         """Make the stand-ins that are not there yet."""
         python = base_image()

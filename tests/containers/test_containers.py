@@ -13,12 +13,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import xgboost
 from engine import OVERLAYS, ROOT, Engine, base_image, missing
 from servers import not_here
 
+from gridscore.features import offline_matrix
 from gridscore.grid.artifacts import DEFAULT_VERSION
+from gridscore.job import load_job
 
 IMAGE = "localhost/gridscore-test"
+TREES = 20_000
 MEMBERS = [f"member-{number}" for number in (1, 2, 3)]
 
 pytestmark = pytest.mark.timeout(1_500)
@@ -58,14 +62,10 @@ class Composed:
             self.engine.podman("stop", "--time", "15", each)
             self.engine.podman("rm", each)
 
-    def log(self, container):
-        """Its last lines, of both of its outputs."""
-        return self.engine.run("sh", "-c", f"podman logs --tail 40 {container} 2>&1", code=None)
-
     def logs(self):
         """The last lines of each: what one waits for may be another's doing."""
         names = self.engine.podman("ps", "--all", "--format", "{{.Names}}").split()
-        return "\n".join(f"{each}: {self.log(each)}" for each in names if each.startswith(self.name))
+        return "\n".join(f"{each}: {self.engine.log(each)}" for each in names if each.startswith(self.name))
 
     def inside(self, *words, code=0):
         """Run a command in a worker."""
@@ -121,10 +121,13 @@ def composed(engine):
 
 
 @contextmanager
-def kept_ledger(engine, name, network, **environment):
-    """The container `name` puts payments until it is asked what came of them."""
+def kept_ledger(engine, name, network, model=None, **environment):
+    """The container `name` puts payments until it is asked what came of them; `model`: not the one of `train.py`."""
     mounts = ("-v", f"{ROOT}/jobs/payments:/job:ro", "-v", f"{ROOT}/tests/containers/ledger.py:/ledger.py:ro")
-    script = 'python /job/train.py -o /tmp/m.ubj && exec python /ledger.py "$0" /tmp/m.ubj'
+    mounts += ("-v", f"{model}:/m.ubj:ro") if model else ()
+    script = (
+        f"{'cp /m.ubj /tmp' if model else 'python /job/train.py -o /tmp/m.ubj'}; exec python /ledger.py $0 /tmp/m.ubj"
+    )
     words = [*mounts, *(word for key, value in environment.items() for word in ("--env", f"GRIDSCORE_{key}={value}"))]
     words += ["--network", network, "--entrypoint", "sh", IMAGE, "-ec", script, uuid.uuid4().hex[:6]]
     engine.podman("run", "-d", "--name", name, *words)
@@ -255,7 +258,8 @@ def test_the_flights_overlay_scores_every_flight(composed, tmp_path_factory):
     composed.overlay("compose/flights.yaml", shorter, services=["flights"])
     flights = f"{composed.name}_flights_1"
     until(lambda: flights not in composed.of("flights"), seconds=600, told=composed.logs)
-    assert "Every one of 2,000 flights has one result, equal to Booster.predict to the bit" in composed.log(flights)
+    said = composed.engine.log(flights)
+    assert "Every one of 2,000 flights has one result, equal to Booster.predict to the bit" in said
 
 
 EVERY_MODULE = """
@@ -303,6 +307,7 @@ class ByApi:
 
     def __init__(self, engine, folder):
         self.engine, self.folder, self.name = engine, folder, f"sdk-{uuid.uuid4().hex[:6]}"
+        self.slow = set()
         self.environment = os.environ | {"DOCKER_HOST": "", "GRIDSCORE_CLUSTER_NAME": self.name, "TERM": "dumb"}
         self.service = ExitStack()
 
@@ -327,6 +332,27 @@ class ByApi:
         model = str(self.folder / "model.ubj")
         subprocess.run([sys.executable, "jobs/payments/train.py", "-o", model], cwd=ROOT, check=True)
         self.gridscore("submit", "jobs/payments/job.yaml", "--model", model)
+
+    def make_scoring_slow(self):
+        """Take a model of so many trees that it is most of the work; where it is."""
+        job, folder = load_job(ROOT / "jobs/payments/job.yaml"), ROOT / "jobs/payments"
+        train = offline_matrix(job, folder / "history.csv", folder / "lookups", keep=["fraud"])
+        forest = {"objective": "binary:logistic", "num_parallel_tree": TREES // 10, "subsample": 0.1}
+        booster = xgboost.train(forest, train.dmatrix("fraud"), 10)
+        train.attach(booster)
+        model = self.folder / "slow.ubj"
+        booster.save_model(model)
+        self.gridscore("model", "push", str(model), "--name", "payments", "--alias", "champion")
+        return model
+
+    def slow_down(self):
+        """Leave workers that have begun a tenth of a core: they start quickly, and score slowly; how many do."""
+        for number in set(self.containers()) - self.slow:
+            name = f"gridscore-{self.name}-payments-worker-{number}"
+            if "holds its first partitions" in self.engine.log(name):
+                self.engine.podman("update", "--cpus", "0.1", name)
+                self.slow.add(number)
+        return len(self.slow)
 
     def gridscore(self, *words, code=0):
         command = [sys.executable, "-m", "gridscore.cli", *words]
@@ -396,11 +422,11 @@ def test_up_scale_logs_and_down_by_the_engines_api(by_api):
     assert by_api.up()["members"] == by_api.environment["GRIDSCORE_MEMBERS"].split(",")
 
 
-def test_autoscale_starts_and_ends_containers_over_its_own_death_and_that_of_the_engine(by_api):
+def test_autoscale_starts_containers_over_its_own_death_and_that_of_the_engine(by_api):
     engine, ledgers = by_api.engine, f"{by_api.name}-ledger"
     where = {"MEMBERS": by_api.environment["GRIDSCORE_MEMBERS"], "CLUSTER_NAME": by_api.name}
     # Any latency is too much: that calls for another worker while events come.
-    growing, calm = ("--max", "2", "--latency", "0.1"), ("--max", "2", "--calm", "5")
+    growing = ("--max", "2", "--latency", "0.1")
     with kept_ledger(engine, ledgers, "host", **where) as judgement:
         with by_api.autoscale(*growing) as (autoscale, said):
             until(lambda: "changes from 1 to 2: p99 is" in said())
@@ -417,13 +443,30 @@ def test_autoscale_starts_and_ends_containers_over_its_own_death_and_that_of_the
             until(lambda: by_api.containers() == [1, 2] and by_api.workers() == 2)
             autoscale.terminate()
             assert autoscale.wait(60) == 0
-        with by_api.autoscale(*calm) as (_, said):
-            until(lambda: "2 workers score for payments; 1 to 2 are allowed" in said())
-            engine.podman("kill", "--signal", "USR1", ledgers)
-            until(lambda: by_api.containers("--all") == [1] and by_api.workers() == 1)
         judged = judgement()
     assert judged == {"sent": judged["sent"], "lost": 0, "wrong": 0, "twice": 0}
     assert judged["sent"] > 1000
+
+
+def test_a_spike_of_ten_times_gets_four_workers_and_one_is_left_after_it(by_api):
+    engine, ledgers, model = by_api.engine, f"{by_api.name}-ledger", by_api.make_scoring_slow()
+    where = {"MEMBERS": by_api.environment["GRIDSCORE_MEMBERS"], "CLUSTER_NAME": by_api.name}
+
+    def unscored():
+        sent, scored = re.findall(r"\d+", engine.podman("logs", ledgers).splitlines()[-1])
+        return int(sent) - int(scored)
+
+    with kept_ledger(engine, ledgers, "host", model, **where) as judgement:
+        engine.podman("kill", "--signal", "USR1", ledgers)
+        with by_api.autoscale("--max", "4", "--drain", "5", "--calm", "4") as (_, said):
+            until(lambda: unscored() < 100 and by_api.slow_down() == 1, told=said)
+            engine.podman("kill", "--signal", "USR2", ledgers)
+            until(lambda: by_api.slow_down() == 4, told=said)
+            engine.podman("kill", "--signal", "USR1", ledgers)
+            until(lambda: by_api.containers("--all") == [1], told=said)
+            judged = judgement()
+    assert judged == {"sent": judged["sent"], "lost": 0, "wrong": 0, "twice": 0}
     decisions = json.loads(by_api.gridscore("autoscale", "payments", "--explain", "--json"))
-    assert [each["target"] for each in decisions if each["target"] != each["workers"]][-1] == 1
-    assert "events/s at most, and no backlog for" in decisions[-1]["why"]
+    print(json.dumps([judged, *decisions], indent=1))
+    targets = [each["target"] for each in decisions]
+    assert (max(targets), targets[-1]) == (4, 1)
