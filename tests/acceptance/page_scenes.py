@@ -236,7 +236,7 @@ assert len(xgb.Booster(model_file="model.ubj").get_dump()) == booster.best_itera
             "backup:${BACKUP_PASSWORD}@db:5432/gridscore?sslmode=verify-full": lambda f: (
                 f"app:${{DB_PASSWORD}}{shop(f)}"
             ),
-            "wipe flights": "wipe spare",
+            "wipe flights --results": "wipe spare --yes --results",  # there is no terminal that could be asked
             "17-9af3c0015b2e77d0": letter("flights"),
             **BENCH,
             "kafka:9092": kafka("payments"),

@@ -36,9 +36,6 @@ ALONE = re.compile(r"gridscore (worker|serve|(?:source|sink) \w+|autoscale|backu
 MORE = "gridscore load job.yaml --events history.csv --key id"
 """Gives results to those who wait for some."""
 
-PARSED_ONLY = {"operations"}
-"""Pages whose scenes are not whole yet: their blocks are parsed by `unit/test_blocks.py`, and not run."""
-
 FINDINGS = {"status": (0, 10), "doctor": (0, 1)}
 """Exit codes of commands that tell what they find."""
 
@@ -212,8 +209,7 @@ def ports_in_a_row(count):
 
 def run_here():
     for page in PAGES:
-        can_be_run = any(block.language in RUN and not block.is_marked for block in blocks_of(page))
-        if can_be_run and page.stem not in PARSED_ONLY:
+        if any(block.language in RUN and not block.is_marked for block in blocks_of(page)):
             yield pytest.param(page, id=str(page.relative_to(ROOT)))
 
 
