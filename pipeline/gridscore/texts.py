@@ -103,7 +103,7 @@ def moment_text(moment: dt.datetime | None = None) -> str:
 
 
 def moment_seconds(text: str) -> float:
-    """Seconds since 1970 of such a moment; 0 of what is none."""
+    """Seconds since 1970 of such a moment; 0 if the text is not one."""
     try:
         return dt.datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError):

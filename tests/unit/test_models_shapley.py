@@ -127,7 +127,9 @@ def test_a_loaded_model_takes_it_with_and_without_margins():
         expected = booster.predict(data, pred_contribs=True, strict_shape=True)
         np.testing.assert_allclose(model.contributions(values, given_margins), expected, atol=1e-4)
     assert model._contributions != model._contributions_by_xgboost
-    assert model.reference()._contributions is None  # nothing of ours
+    reference = model.reference()
+    reference.contributions(values)
+    assert reference._contributions == reference._contributions_by_xgboost  # nothing of ours
 
 
 def test_what_does_not_agree_with_xgboost_is_not_taken(monkeypatch, caplog):
@@ -140,7 +142,37 @@ def test_what_does_not_agree_with_xgboost_is_not_taken(monkeypatch, caplog):
     assert found.tobytes() == model._contributions_by_xgboost(values, None).tobytes()
 
 
-@pytest.mark.parametrize("covers", ["none", "zero", "infinite", "short"])
+def test_contributions_that_are_small_are_compared_as_well(monkeypatch):
+    values = rows(500, 5)
+    data = xgb.DMatrix(values, np.nan_to_num(values[:, 0]) * 1e-4, feature_names=names(5))
+    booster = xgb.train({"objective": "reg:squarederror", "nthread": 1}, data, 20)
+    assert (model := load(booster)).contributions(values) is not None
+    assert model._contributions != model._contributions_by_xgboost
+    model, right = load(booster), Shapley.contributions
+    monkeypatch.setattr(Shapley, "contributions", lambda *given: right(*given) * np.float32(1.3))
+    model.contributions(values)
+    assert model._contributions == model._contributions_by_xgboost
+
+
+@pytest.mark.parametrize("share", [1e-3, 1e-9, 1e-11])
+def test_leaves_that_hardly_any_row_reached_are_exact_where_a_feature_is_split_on_again(share):
+    document = document_of(train(features=5, rounds=1, max_depth=1))
+    model = document["learner"]["gradient_booster"]["model"]
+    # f0 < 0: 0. Else, by that share of the rows, f0 < 0.5: -1. Else by f1 and f2, which change nothing: 3.
+    inner = {0: (1, 2, 0, 0.0), 2: (3, 4, 0, 0.5), 4: (5, 6, 1, 0.0), 6: (7, 8, 2, 0.0)}
+    values = {1: 0.0, 3: -1.0, 5: 3.0, 7: 3.0, 8: 3.0}
+    covers = [1.0, 1.0 - share, share, share / 2, share / 2, share / 4, share / 4, share / 8, share / 8]
+    tree = model["trees"][0]
+    tree["left_children"] = [inner.get(node, (-1,))[0] for node in range(9)]
+    tree["right_children"] = [inner[node][1] if node in inner else -1 for node in range(9)]
+    tree["split_indices"] = [inner[node][2] if node in inner else 0 for node in range(9)]
+    tree["split_conditions"] = [inner[node][3] if node in inner else values[node] for node in range(9)]
+    tree["default_left"], tree["split_type"], tree["sum_hessian"] = [0] * 9, [0] * 9, covers
+    found = Shapley.of(Forest.of(document)).contributions(np.ones((1, 5), np.float32), 0.0)
+    np.testing.assert_allclose(found[0, 0], [3 - share, 0, 0, 0, 0, share], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("covers", ["none", "zero", "infinite", "short", "rare", "heavy"])
 def test_trees_of_which_covers_are_not_known_are_left_to_xgboost(covers):
     document = document_of(train())
     for tree in document["learner"]["gradient_booster"]["model"]["trees"]:
@@ -152,6 +184,8 @@ def test_trees_of_which_covers_are_not_known_are_left_to_xgboost(covers):
                 "zero": [0.0] * len(known),
                 "infinite": [math.inf] * len(known),
                 "short": known[:1],
+                "rare": [known[0], *(cover * 1e-14 for cover in known[1:])],
+                "heavy": [cover * 2.0**node for node, cover in enumerate(known)],
             }[covers]
     assert Shapley.of(Forest.of(document)) is None
 

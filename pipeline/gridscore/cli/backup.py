@@ -35,7 +35,7 @@ def backup(
         typer.Option(
             "--forget",
             metavar="PLACE",
-            help="Instead: say no more of a backup that runs no more, to a place as `status` shows it.",
+            help="Instead: end the warnings of a backup that no longer runs. Name the place as `status` shows it.",
             show_default=False,
         ),
     ] = None,
@@ -69,7 +69,7 @@ def backup(
             say(f"Nothing is said of the backup to {place} any more. Its restore points stay.", to=console)
         return
     if to is None or forget is not None:
-        raise UsageError("Name a place for restore points, --to, or one to --forget.", "Give exactly one of them.")
+        raise UsageError("Name either --to or --forget.", "Give exactly one of them.")
     seconds = 0.0 if every is None else seconds_of(valid(Duration, "--every", every))
     if every is not None and not 1 <= seconds <= 86_400:
         raise UsageError("--every: a second to a day is possible.")

@@ -95,7 +95,7 @@ async def _records(grid: Grid) -> list[Finding]:
 
 _LATE = (
     "Look whether `gridscore backup` still runs, and what its log says; docs/operations.md has what makes it slow. "
-    "If it is not to run any more: `gridscore backup --forget PLACE`."
+    "If it has been given up: `gridscore backup --forget PLACE`."
 )
 
 

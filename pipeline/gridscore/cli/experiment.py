@@ -216,7 +216,7 @@ def _show(found: Standing, *, as_json: bool) -> None:
         titles = ("VARIANT", "OUTCOME", "CHAMPION", "CHALLENGER", "WORSE BY", "INTERVAL (95 %)", "BOUND")
         print_table(titles, judged, empty="Too few labels have come to judge outcomes.")
     if outcomes.problem:
-        say(f"Labels say nothing: {outcomes.problem}.", to=console)
+        say(f"Outcomes cannot be judged: {outcomes.problem}.", to=console)
     if outcomes.invalid:
         say(f"{outcomes.invalid:,} labels cannot be used.", to=console)
     for number, text in (

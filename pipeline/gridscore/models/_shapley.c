@@ -66,8 +66,8 @@ visit(Walk *walk, int32_t at, int depth, const Lanes *restrict products, Lanes *
     const int count = walk->count;
     uint32_t feature = node->feature & ~MISSING_RIGHT;
     const int missing_right = node->feature >> 31;
-    const Edge *restrict before = walk->edges + walk->ways[at].before;
-    Edge *restrict edge = walk->edges + depth + 1;
+    const Edge *before = walk->edges + walk->ways[at].before;
+    Edge *edge = walk->edges + depth + 1;
     Lanes right, adds = {0}, own[MAX_POINTS], below[MAX_POINTS];
     for (int lane = 0; lane < LANES; lane++) {
         float x = walk->rows[lane][feature];
@@ -92,8 +92,8 @@ visit(Walk *walk, int32_t at, int depth, const Lanes *restrict products, Lanes *
             double t = walk->points[point], weight = walk->weights[point];
             double no = z * (1 - t), no_inverse = 1 / no, yes_inverse = 1 / (t + no);
             double no_gain = -weight * z * no_inverse, yes_gain = weight * (1 - z) * yes_inverse;
-            edge->inverse[point] = no_inverse + o * (yes_inverse - no_inverse);
-            edge->gain[point] = no_gain + o * (yes_gain - no_gain);
+            edge->inverse[point] = o * yes_inverse + (1 - o) * no_inverse; /* they may be of very different sizes */
+            edge->gain[point] = o * yes_gain + (1 - o) * no_gain;
             own[point] = products[point] * (no + o * t) * before->inverse[point];
         }
         visit(walk, child, depth + 1, own, below);

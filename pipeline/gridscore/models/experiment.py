@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 EXPERIMENTS_MAP = "gridscore.experiments"
 SHARES = 10_000  # parts into which the entities are divided
 MOST_CHALLENGERS = len(VARIANTS) - 1
-ENDED, LABELS = ALERTS = ("experiment", "labels")  # that a challenger has ended; that labels say nothing
+# Measures of alerts, as applications see them.
+ENDED = "experiment"  # a challenger has ended by itself
+LABELS = "labels"  # no outcome can be judged
+ALERTS = (ENDED, LABELS)
 
 Share = Annotated[float, Meta(ge=0.01, le=100)]
 Reason = Annotated[str, Meta(max_length=500)]
@@ -261,7 +264,7 @@ def waits_for(experiment: Experiment, total: Counts, now: float) -> str:
     if outcomes.problem:
         waits.append(f"labels: {outcomes.problem}")
     elif outcomes.step != experiment.step or outcomes.is_old(now):
-        waits.append("a look at the labels")  # none of before the step, and none that nobody has had since
+        waits.append("a look at the labels")  # not one from before the step, nor one that nobody has repeated since
     elif labels < limits.least_labels:
         waits.append(f"{limits.least_labels:,} labels of events of this step, of which there are {labels:,}")
     else:
@@ -320,9 +323,9 @@ def together(experiment: Experiment, counts: Iterable[Counts]) -> Counts:
 async def tell_alert(
     grid: Grid, job: Job, experiment: Experiment, measure: str, why: str, variant: Variant = "challenger"
 ) -> None:
-    """Put an alert where applications listen: that a challenger has ended by itself, or that labels say nothing.
+    """Put an alert where applications listen: a challenger has ended by itself, or no outcome can be judged.
 
-    What is there is left: of labels, as long as it is not over.
+    An alert that is there stays, but one of labels that has ended starts again.
     """
     alerts, each = Records(grid, job.alerts_map), dict(experiment.named)[variant]
     version = f"{experiment.model} v{each.version}"
@@ -342,7 +345,7 @@ async def tell_alert(
 
 
 async def end_alerts(grid: Grid, job: Job, experiment: Experiment, *measures: str) -> None:
-    """Put the ends of such alerts."""
+    """End those of these alerts that have started."""
     alerts = Records(grid, job.alerts_map)
     for each in experiment.challengers:
         for measure in measures:

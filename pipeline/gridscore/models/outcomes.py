@@ -100,7 +100,7 @@ class Outcomes(Struct, frozen=True, omit_defaults=True):
     labels: dict[Variant, Labelled] = {}
     found: Annotated[tuple[Outcome, ...], Meta(max_length=40)] = ()
     invalid: Count = 0  # labels that cannot be used
-    problem: _Text = ""  # why labels say nothing
+    problem: _Text = ""  # why outcomes cannot be judged
 
     @property
     def pause(self) -> float:

@@ -76,6 +76,16 @@ def probe_rows(forest: Forest) -> Iterator[NDArray[np.float32]]:
                 yield rows
 
 
+def some_rows(forest: Forest, most: int) -> NDArray[np.float32]:
+    """Finite or missing rows that reach leaves drawn evenly from all trees; always the same for a forest."""
+    generator, paths = np.random.default_rng(len(forest.nodes)), _Paths.of(forest)
+    leaves = generator.permutation(paths.leaves)[:most]
+    others = _Pool.of(forest).draw(generator, len(leaves))
+    rows = paths.rows(leaves, 0, others)
+    rows = rows if len(rows) else others
+    return np.where(np.isinf(rows), np.copysign(np.finfo(np.float32).max, rows), rows)
+
+
 class _Pool(NamedTuple):
     """Values to try, feature by feature: `values[starts[f]]` and the `counts[f] - 1` after it."""
 

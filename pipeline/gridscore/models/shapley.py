@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 # As `Way` of `_shapley.c`.
 _WAY = np.dtype([("z", np.float64), ("before", np.int32), ("unused", np.int32)])
 _MOST_POINTS = 8
-_LEAST_SHARE = 1e-30  # factors are divided by
+_LEAST_SHARE, _MOST_SHARE = 1e-12, 1.001  # what is far from that of rows that were counted loses digits
+_MOST_NODES = 1_000_000  # of which some 100 MB are needed for a moment
 
 _fast = compiled("gridscore.models._shapley")
 
@@ -40,21 +41,21 @@ class Shapley:
 
     @classmethod
     def of(cls, forest: Forest) -> Shapley | None:
-        """None where nothing is compiled, or nodes are not known to have been reached in training."""
-        if _fast is None or forest.covers is None:
+        """None where nothing is compiled, for huge forests, and where nodes are not known to have been reached."""
+        if _fast is None or forest.covers is None or len(forest.nodes) > _MOST_NODES:
             return None
         nodes, covers, deepest = forest.nodes, forest.covers.astype(np.float64), int(forest.depths.max())
-        at = np.arange(len(nodes))
+        at = np.arange(len(nodes), dtype=np.int32)
         left = nodes["child"] + np.repeat(forest.roots, np.diff(forest.roots, append=len(nodes)))
         inner = np.flatnonzero(left != at)
         parent, depth = at.copy(), np.zeros(len(nodes), np.int32)
         parent[left[inner]] = parent[left[inner] + 1] = inner
-        levels = [forest.roots.astype(np.int64)]
+        levels = [forest.roots]
         for level in range(1, deepest + 1):
             above = levels[-1][left[levels[-1]] != levels[-1]]
             levels.append(np.concatenate([left[above], left[above] + 1]))
             depth[levels[-1]] = level
-        features, last, above = forest.features, np.zeros(len(nodes), np.int64), at
+        features, last, above = forest.features, np.zeros(len(nodes), np.int32), at
         ways = np.zeros(len(nodes), _WAY)
         for _ in range(deepest):  # from each node up to its root
             split = parent[above]
@@ -69,7 +70,7 @@ class Shapley:
             split = parent[of_level]
             reached[of_level] *= reached[split]
             ways["z"][of_level] *= np.where(ways["before"][split] > 0, ways["z"][last[split]], 1.0)
-        if not (np.isfinite(ways["z"]).all() and (ways["z"] > _LEAST_SHARE).all()):
+        if not ((ways["z"] > _LEAST_SHARE) & (shares < _MOST_SHARE)).all():  # NaN is neither
             return None
         return cls(forest, ways, deepest, float(nodes["value"].astype(np.float64) @ reached))
 

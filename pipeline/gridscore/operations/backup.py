@@ -592,11 +592,16 @@ async def forget_backup(grid: Grid, place: str) -> str:
     meant = {place} & places or {each for each in places if each.partition(":")[2] == place}
     if len(meant) != 1:
         said = f"Several backups are at `{place}`" if meant else f"The cluster knows of no backup to `{place}`"
-        raise UsageError(f"{said}.", f"It knows of: {', '.join(f'`{each}`' for each in sorted(places)) or 'none'}.")
+        raise UsageError(
+            f"{said}.", f"The cluster knows of: {', '.join(f'`{each}`' for each in sorted(places)) or 'none'}."
+        )
     (found,) = meant
     theirs = {key: each for key, each in known.items() if each.to == found}
     if any(each.every and not each.is_late for each in theirs.values()):
-        raise UsageError(f"A backup to `{found}` runs.", "End it first.")
+        raise UsageError(
+            f"A backup to `{found}` runs, or ended just now.",
+            "End it; then try again once `gridscore status` shows it as late.",
+        )
     for key in theirs:
         await records.delete(key)
     return found

@@ -1,8 +1,8 @@
 """Why a result is what it is: its event, lookups and features, and what each feature adds to the score.
 
-Contributions are SHAP values by XGBoost's own TreeSHAP (`pred_contribs`; Lundberg and others, "Consistent
-Individualized Feature Attribution for Tree Ensembles", 2018). With the base value they sum to the margin, which is the
-score before its last function, such as the logistic.
+Contributions are SHAP values (Lundberg and others, "Consistent Individualized Feature Attribution for Tree Ensembles",
+2018; see `LoadedModel.contributions`). With the base value they sum to the margin, which is the score before its last
+function, such as the logistic.
 """
 
 from __future__ import annotations

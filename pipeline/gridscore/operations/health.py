@@ -518,7 +518,7 @@ def _experiment(now: JobStatus) -> list[Finding]:
     if waits := now.experiment.waits:
         said.append(note("step_waits", f"The next step of the experiment waits for {waits}.", advice))
     elif found.outcomes.problem:
-        said.append(note("outcomes", f"Labels say nothing of the experiment: {found.outcomes.problem}.", advice))
+        said.append(note("outcomes", f"Outcomes of the experiment cannot be judged: {found.outcomes.problem}.", advice))
     return said
 
 

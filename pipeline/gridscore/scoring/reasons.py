@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _WAITING_ROWS = 2_048
-_ROWS = 32  # that are computed at a time: XGBoost takes hundreds of microseconds for one
+_ROWS = 32  # that are computed at a time
 _MOST_CLASSES = 1_000
 _LOOK_SECONDS = 0.05
 _STAND_SECONDS = 10.0  # how long a result may take until it stands

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def schema_of(name: str) -> dict[str, Any]:
-    """A schema that is described in one place."""
+    """A reference to a schema of `_SCHEMAS`."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 

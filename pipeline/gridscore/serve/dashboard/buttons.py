@@ -33,12 +33,6 @@ class Pressed(NamedTuple):
         """The job's."""
         return self.record.name
 
-    @property
-    def model(self) -> str:
-        """The job's model, whose alias is to be moved."""
-        self._alias()
-        return self.record.job.model.name
-
     def move(self) -> dict[str, Any]:
         """How the alias is to be moved."""
         return {"alias": self._alias(), "points_at": self.points_at, "why": self.why}
@@ -138,7 +132,7 @@ BUTTONS = {
         verbs.promote_model,
         _promotion,
         lambda answer: _points(answer, "now"),
-        target=lambda pressed: pressed.model,
+        target=lambda pressed: pressed.record.job.model.name,
         of_model=True,
     ),
     "rollback": Button(
@@ -147,7 +141,7 @@ BUTTONS = {
         verbs.rollback_model,
         lambda pressed: Rollback(**pressed.move()),
         lambda answer: _points(answer, "again"),
-        target=lambda pressed: pressed.model,
+        target=lambda pressed: pressed.record.job.model.name,
         of_model=True,
     ),
     "stop-experiment": Button(
