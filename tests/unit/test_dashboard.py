@@ -359,20 +359,21 @@ async def test_the_reference_shows_all_that_is_served_with_calls_that_work(monke
                 called[each["operationId"]] = unescape(re.search("<pre>(.*?)</pre>", part)[1])
             assert "It needs the role operate." in page
             for name, column in (("get_job", "name"), ("suspend_job", "state"), ("push_model", "detail")):
-                answer = await shell(called[name].replace("JOB", "plain").replace("@FILE", "@/dev/null"), key)
+                answer = await shell(called[name].replace("JOB", "plain").replace("@FILE", "@/dev/null"), server, key)
                 assert column in answer, (called[name], answer)
             assert (await gridscore.jobs.get("plain")).state == "SUSPENDED"
-            await shell(called["resume_job"].replace("JOB", "plain"), key)
-            scored = await shell(called["score"].replace("JOB", "plain"), key)
+            await shell(called["resume_job"].replace("JOB", "plain"), server, key)
+            scored = await shell(called["score"].replace("JOB", "plain"), server, key)
             assert scored["model"] == "plain"
-            made = await shell(called["create_key"], key)
+            made = await shell(called["create_key"], server, key)
             assert made["roles"] == ["score"]
 
 
-async def shell(call, key):
+async def shell(call, server, key):
     """What a call answers, as somebody copies it."""
+    there = {**os.environ, "KEY": key, "GRIDSCORE": server.http.address}
     process = await asyncio.create_subprocess_shell(
-        f"{call} --silent --show-error", env={**os.environ, "KEY": key}, stdout=asyncio.subprocess.PIPE
+        f"{call} --silent --show-error", env=there, stdout=asyncio.subprocess.PIPE
     )
     return json.loads((await process.communicate())[0])
 

@@ -236,7 +236,7 @@ class Pages:
 
     async def docs(self, request: Request, visit: Visit) -> Response:
         """What is served, for who writes programs."""
-        groups = operations(self._describe(), f"{request.url.scheme}://{request.url.netloc}")
+        groups = operations(self._describe())
         return self.page("docs.html", request, visit, groups=groups)
 
     def _live(self, template: str, request: Request, visit: Visit, **values: Any) -> Response:

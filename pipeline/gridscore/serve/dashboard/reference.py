@@ -39,11 +39,11 @@ class Operation(NamedTuple):
     call: str  # for a shell
 
 
-def operations(described: Mapping[str, Any], address: str) -> list[tuple[str, list[Operation]]]:
-    """All that is described, by what it is about. `address`: of the server."""
+def operations(described: Mapping[str, Any]) -> list[tuple[str, list[Operation]]]:
+    """All that is described, by what it is about."""
     schemas = described["components"]["schemas"]
     found = [
-        (_about(path, said), _operation(method, path, said, schemas, address))
+        (_about(path, said), _operation(method, path, said, schemas))
         for path, methods in described["paths"].items()
         for method, said in methods.items()
     ]
@@ -56,7 +56,7 @@ def _about(path: str, said: Mapping[str, Any]) -> str:
     return f"control: {parts[2]}" if parts[1] == "control" else str(said["tags"][0])
 
 
-def _operation(method: str, path: str, said: Mapping[str, Any], schemas: Mapping[str, Any], address: str) -> Operation:
+def _operation(method: str, path: str, said: Mapping[str, Any], schemas: Mapping[str, Any]) -> Operation:
     fields = [
         Field(each["name"], each["in"], _kind(each["schema"], schemas), _default(each, each.get("required", False)), "")
         for each in said.get("parameters", ())
@@ -70,7 +70,7 @@ def _operation(method: str, path: str, said: Mapping[str, Any], schemas: Mapping
     body = "" if not media or "properties" in schema else f"{_kind(schema, schemas)} ({' or '.join(content)})"
     answers = [(status, each["description"]) for status, each in said["responses"].items()]
     example = content[media].get("example", _example(schema, schemas)) if media else None
-    call = _call(method, path, said, media, example, schemas, address)
+    call = _call(method, path, said, media, example, schemas)
     means, role = said.get("description", said["summary"]), said.get("x-role", "")
     return Operation(said["operationId"], method.upper(), path, role, means, fields, body, answers, call)
 
@@ -82,7 +82,6 @@ def _call(
     media: str,
     example: Any,
     schemas: Mapping[str, Any],
-    address: str,
 ) -> str:
     query = []
     for each in said.get("parameters", ()):
@@ -98,8 +97,9 @@ def _call(
         words.append(f"-H 'Content-Type: {media}' --data-binary @FILE")
     elif method != "get":
         words.append(f"-X {method.upper()}")
-    whole = f"{address}{path}{'?' if query else ''}{'&'.join(query)}"
-    return " ".join([*words, f"'{whole.replace(*_SHELL)}'"])
+    whole = f"{path}{'?' if query else ''}{'&'.join(query)}"
+    # A server behind a proxy does not know its own address.
+    return " ".join([*words, f"\"$GRIDSCORE\"'{whole.replace(*_SHELL)}'"])
 
 
 def _resolved(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Mapping[str, Any]:
