@@ -271,7 +271,7 @@ async def push_model(
     given: Annotated[bytes, Body(media_type="application/octet-stream", json_schema_extra={"format": "binary"})],
     *,
     alias: Alias | None = None,
-    description: Annotated[str | None, Query(max_length=10_000)] = None,
+    description: Annotated[str | None, Query(max_length=2_000)] = None,
     allow_changed_features: bool = False,
     override: Reason = "",
     why: Reason = "",
