@@ -249,6 +249,7 @@ assert len(xgb.Booster(model_file="model.ubj").get_dump()) == booster.best_itera
     "docs/sinks.md": Scene(
         ("payments", "flights"),
         here={"/data/": "", "@db/shop": shop},
+        arrives={"gridscore sink postgres": ("gridscore.sinks", 1)},  # what is forgotten must be known
         before={
             "read_parquet": """
 import pathlib, time
