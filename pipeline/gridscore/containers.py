@@ -233,7 +233,13 @@ class Containers:
     @_asked
     def failure(self, worker: Any) -> ContainerError:
         """What to say of one that fails."""
-        lines = [line for line in worker.logs(tail=100).decode(errors="replace").splitlines() if line.strip()]
+        from docker.errors import DockerException
+
+        try:
+            log = worker.logs(tail=100).decode(errors="replace")
+        except DockerException as error:  # it has gone meanwhile, or its log is kept elsewhere
+            log = f"(They cannot be read: {error})"
+        lines = [line for line in log.splitlines() if line.strip()]
         memory = " It ran out of memory." if worker.attrs["State"].get("OOMKilled") else ""
         return ContainerError(
             f"{worker.name} ends again and again.{memory} Its last lines:\n{last_lines(lines)}",

@@ -247,6 +247,8 @@ def test_a_worker_that_ends_again_and_again_is_named_and_goes_first(engine, stat
         containers.await_workers("flights")
     first.attrs["State"]["OOMKilled"] = True
     assert "again. It ran out of memory. Its" in str(containers.failure(first))
+    first.logs = lambda **_: (_ for _ in ()).throw(APIError("configured logging driver does not support reading"))
+    assert "They cannot be read: configured logging driver" in str(containers.failure(first))
     containers.scale("flights", 1, settings, "gridscore")
     assert fake.made == [second]
     containers.await_workers("flights")

@@ -1,6 +1,8 @@
 """What labels say of an experiment: metrics and intervals, when they end one, and what a look reads from the grid."""
 
+import asyncio
 import json
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -14,9 +16,10 @@ from test_stub_grid import booster
 
 from gridscore.cli import experiment as command
 from gridscore.errors import JobFileError, UsageError
+from gridscore.grid.records import Records
 from gridscore.job import parse_job
 from gridscore.models import outcomes
-from gridscore.models.experiment import judged, waits_for
+from gridscore.models.experiment import EXPERIMENTS_MAP, judged, waits_for
 from gridscore.models.outcomes import Bound, Labelled, Outcome, Outcomes, Rows, _students, outcomes_of
 from gridscore.models.variants import GROUPS
 from gridscore.operations.health import Level, Look, examine
@@ -634,6 +637,37 @@ async def test_a_canary_that_waits_for_labels_in_vain_says_so_until_they_come(mo
             await client.stop_experiment("payments")
             assert await is_over()
             assert await nothing_left(client)
+
+
+async def test_a_record_that_becomes_unreadable_while_labels_are_looked_at_ends_nothing_else(monkeypatch):
+    class Looked:
+        count = 0
+
+        def __init__(self, *_):
+            Looked.count += 1
+
+        async def outcomes(self):
+            return Outcomes(number=Looked.count)
+
+    monkeypatch.setattr(outcomes, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(looks, "PUBLISH_SECONDS", 0.0)
+    monkeypatch.setattr(looks, "Look", Looked)
+    bound = {"name": "auc", "at_least": 0.5}
+    trial = SimpleNamespace(experiment=experiment(limits={"least_labels": 1, "outcomes": [bound]}))
+    async with StubCluster(partitions=5) as stub:
+        grid = (await stub.client()).grid
+        await put(grid, EXPERIMENTS_MAP, {"payments": {"id": "e1", "limits": "what?"}})
+        members = SimpleNamespace(rank=lambda _name: 0)
+        looking = asyncio.create_task(
+            looks.look_at_labels(grid, Records(grid, EXPERIMENTS_MAP), parse_job(JOB, "test"), members, lambda: trial)
+        )
+
+        async def goes_on():
+            assert not looking.done(), looking.exception()
+            return Looked.count > 2
+
+        await eventually(goes_on)
+        looking.cancel()
 
 
 async def is_told(client):

@@ -220,7 +220,7 @@ async def look_at_labels(
         try:
             if await _note(records, experiment, found):
                 await _tell(grid, records, job, experiment, found)
-        except (HazelcastError, GridscoreError):
+        except (HazelcastError, GridscoreError, ValueError):  # the last of a record that became unreadable meanwhile
             _log.debug("%s: what labels say could not be noted", job.name, exc_info=True)
 
 
