@@ -14,7 +14,9 @@ from commands import GRIDSCORE
 def wheel(tmp_path_factory):
     """With the compiled loops; made of the source distribution, so that nothing is compiled in the checkout."""
     folder = tmp_path_factory.mktemp("dist")
-    words = [Path(sys.executable).with_name("uv"), "build", "-q", "-o", folder, Path(__file__).parents[2]]
+    # Without --python it builds for the `.venv` of the folder that it is called in.
+    uv = [Path(sys.executable).with_name("uv"), "build", "-q", "--python", sys.executable]
+    words = [*uv, "-o", folder, Path(__file__).parents[2]]
     subprocess.run(words, env={**os.environ, "GRIDSCORE_COMPILE": "1"}, check=True)
     [made] = folder.glob("*.whl")
     return made

@@ -33,7 +33,7 @@ def loaded(python, words):
 
 
 def test_wheels_have_what_they_promise(wheel, tmp_path):
-    words = [UV, "build", "-q", "--wheel", "-o", tmp_path, ROOT]
+    words = [UV, "build", "-q", "--python", sys.executable, "--wheel", "-o", tmp_path, ROOT]
     subprocess.run(words, env={**os.environ, "GRIDSCORE_COMPILE": "0"}, check=True)
     [pure] = tmp_path.glob("*-py3-none-any.whl")
     inside, without = (set(zipfile.ZipFile(each).namelist()) for each in (wheel, pure))
