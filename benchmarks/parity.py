@@ -31,7 +31,6 @@ from benchmarks.plugs import chosen
 from gridscore.cli.bench import measured
 from gridscore.cli.output import print_json, print_table
 from gridscore.client.client import Client
-from gridscore.client.producer import Producer
 from gridscore.dead_letters.letters import map_of
 from gridscore.errors import GridscoreError
 from gridscore.features import offline_matrix
@@ -42,6 +41,7 @@ from gridscore.group.lease_records import read_records
 from gridscore.job import Jobs, load_job
 from gridscore.job.project import shipped
 from gridscore.operations.replay import letter_ids, replay
+from gridscore.producer.producer import Producer
 from gridscore.proving.demo.dataset import load_flights
 from gridscore.proving.demo.training import lookups_for, script_of
 

@@ -23,13 +23,13 @@ from benchmarks.crew import where
 from gridscore.cli.bench import Heap, MemberCount, measured
 from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
 from gridscore.cli.output import console, print_json, print_table
-from gridscore.client.producer import Producer
 from gridscore.errors import GridscoreError
 from gridscore.grid import transport
 from gridscore.group.lease_records import read_records
 from gridscore.job import Jobs
 from gridscore.leash import LeashedProcess
 from gridscore.models import Registry
+from gridscore.producer.producer import Producer
 from gridscore.proving.bench import card
 from gridscore.proving.bench.throughput import fill_lookups
 

@@ -32,12 +32,12 @@ from benchmarks.features import Work as ByHand
 from benchmarks.work import WORKS
 from gridscore.cli.output import errors, print_json, print_table, run
 from gridscore.client.client import Client
-from gridscore.client.producer import Producer
 from gridscore.errors import GateError, GridscoreError
 from gridscore.grid import GridSettings, connect
 from gridscore.grid.member import Cluster
 from gridscore.job import parse_job
 from gridscore.models.sample import Sample
+from gridscore.producer.producer import Producer
 from gridscore.proving.bench import card
 from gridscore.proving.bench.throughput import fill_lookups
 

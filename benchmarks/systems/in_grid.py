@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from benchmarks.systems.base import System
-from gridscore.client.results import listen
 from gridscore.errors import GridscoreError
 from gridscore.grid import transport, wire
 from gridscore.grid.copies import payload
 from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.results.stream import listen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

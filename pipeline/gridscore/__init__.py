@@ -25,12 +25,12 @@ if sys.version_info < (3, 12):
 if TYPE_CHECKING:
     from gridscore.client import Client, connect
     from gridscore.client.blocking import BlockingClient
-    from gridscore.client.results import Result, ResultStream
     from gridscore.errors import EventRejectedError, GridscoreError, NoResultError
     from gridscore.features import OfflineMatrix, offline_matrix
     from gridscore.grid import GridSettings
     from gridscore.grid.member import Cluster
     from gridscore.job import Job, load_job
+    from gridscore.results.stream import Result, ResultStream
     from gridscore.scoring import Worker
 
 _HOMES = {
@@ -43,8 +43,8 @@ _HOMES = {
     "Job": "gridscore.job",
     "NoResultError": "gridscore.errors",
     "OfflineMatrix": "gridscore.features",
-    "Result": "gridscore.client.results",
-    "ResultStream": "gridscore.client.results",
+    "Result": "gridscore.results.stream",
+    "ResultStream": "gridscore.results.stream",
     "Worker": "gridscore.scoring",
     "connect": "gridscore.client",
     "load_ipython_extension": "gridscore.client.notebook",

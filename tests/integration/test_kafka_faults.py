@@ -13,8 +13,8 @@ import msgspec
 import pytest
 from confluent_kafka import Producer as KafkaProducer
 
-from gridscore.client.producer import Producer
 from gridscore.grid import connect
+from gridscore.producer.producer import Producer
 
 SECONDS = 180
 COMMAND = "from gridscore.cli import main; main()"

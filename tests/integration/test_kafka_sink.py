@@ -16,10 +16,10 @@ import scoring
 from confluent_kafka import KafkaException
 from kafka_server import PASSWORD, USER
 
-from gridscore.client.producer import Producer
 from gridscore.grid import connect
 from gridscore.grid.journal import Journal
 from gridscore.kafka import KafkaRefusedError
+from gridscore.producer.producer import Producer
 from gridscore.sinks.base import Delivered, Delivery, SinkInterruptedError
 from gridscore.sinks.kafka import sink as kafka_module
 from gridscore.sinks.kafka.settings import KafkaSinkSettings

@@ -13,11 +13,11 @@ import msgspec
 import psycopg
 import pytest
 
-from gridscore.client.producer import Producer
 from gridscore.errors import UsageError
 from gridscore.grid import connect
 from gridscore.operations.sink_status import forget
 from gridscore.postgres import PostgresError
+from gridscore.producer.producer import Producer
 from gridscore.sinks.base import Delivered, Delivery, SinkInterruptedError
 from gridscore.sinks.postgres.settings import PostgresSinkSettings
 from gridscore.sinks.postgres.sink import ERAS_MAP, PostgresSink

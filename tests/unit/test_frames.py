@@ -6,9 +6,9 @@ import pytest
 import xgboost as xgb
 
 from gridscore.cli.load import _target
-from gridscore.client.frames import entries_of, frame_of
 from gridscore.errors import UsageError
 from gridscore.job import parse_job
+from gridscore.results.frames import entries_of, frame_of
 from gridscore.testing import StubCluster
 
 BIG = 4111111111111111111

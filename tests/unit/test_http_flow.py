@@ -8,10 +8,10 @@ import httpx
 import pytest
 from http_listening import EVENTS, client, connected, listening
 
-from gridscore.client.producer import Producer
 from gridscore.grid.heap import heaps_of
 from gridscore.grid.writer import MapWriter, partition_of
 from gridscore.job import Jobs, parse_job
+from gridscore.producer.producer import Producer
 from gridscore.sources import runner
 from gridscore.sources.http import answer as http_answer
 from gridscore.sources.http import app as http_app

@@ -18,8 +18,8 @@ from rich.console import Console
 from gridscore import cli
 from gridscore.cli import output, watch
 from gridscore.cli.output import json_text, print_table, safe, visible
-from gridscore.client.results import Result
 from gridscore.errors import UsageError
+from gridscore.results.stream import Result
 from gridscore.texts import with_moments
 
 EVIL = "a\x1b[31m\x07\r\n\x9b2J\u202e\x7f[/bold][red]:smile:\udcff"

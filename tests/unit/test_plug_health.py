@@ -8,13 +8,13 @@ from test_health import position, status
 
 from gridscore.cli.jobs import _print_plugs
 from gridscore.cli.status import _show, _sink_lines, _source_lines
-from gridscore.client.room import WaitingForJob, WaitingForMemory
 from gridscore.grid.heap import MemberHeap
 from gridscore.operations.flow import Flow, History, to_json
 from gridscore.operations.health import Level, Look
 from gridscore.operations.plug_health import examine_sink, examine_source
 from gridscore.operations.sink_status import SinkProcess, SinkStatus
 from gridscore.operations.status import Overview
+from gridscore.producer.room import WaitingForJob, WaitingForMemory
 from gridscore.sinks.records import SinkRecord
 from gridscore.sources.status import SourceRecord, SourceStatus
 

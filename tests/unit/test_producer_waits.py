@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import xgboost as xgb
 
-from gridscore.client import producer as producing
-from gridscore.client import producer_queue
 from gridscore.errors import BackPressureError, UsageError
 from gridscore.grid import transport
 from gridscore.grid.capacity import Capacity, Source
@@ -16,6 +14,8 @@ from gridscore.grid.heap import heaps_of, look_at_heaps
 from gridscore.grid.writer import partition_of
 from gridscore.group import group as group_module
 from gridscore.job import parse_job
+from gridscore.producer import producer as producing
+from gridscore.producer import queue
 from gridscore.scoring import runner
 from gridscore.testing import StubCluster
 
@@ -89,7 +89,7 @@ async def test_a_key_that_fills_its_partition_holds_up_no_other():
         said = []
         producer = client.producer("events.clicks", on_wait=said.append)
         hot, same = keys_of(client, 1, 2)
-        count = producer_queue.AT_ONCE_EVENTS + 1_000
+        count = queue.AT_ONCE_EVENTS + 1_000
         putting = asyncio.create_task(producer.put((hot, SMALL) for _ in range(count)))  # noqa: RUF006 -- it is kept
         await until(lambda: said)
         behind = asyncio.create_task(producer.put([(same, SMALL)]))
@@ -102,7 +102,7 @@ async def test_a_key_that_fills_its_partition_holds_up_no_other():
         assert (waiting.partition, waiting.key) == (1, repr(hot))
         assert f"most events that wait for it have the key {hot!r}" in str(waiting)
         # What is held is bounded; the rest waits outside.
-        assert producer._events <= producer_queue.HELD_EVENTS + 4_000
+        assert producer._events <= queue.HELD_EVENTS + 4_000
         putting.cancel()
         await asyncio.gather(putting, return_exceptions=True)
         async with cluster.worker():
@@ -121,7 +121,7 @@ async def test_what_is_not_a_text_of_json_is_refused_and_holds_up_nothing(event)
 
 
 async def test_events_of_a_key_keep_their_order_when_many_wait_for_its_partition(monkeypatch):
-    monkeypatch.setattr(producer_queue, "HELD_EVENTS", 50)
+    monkeypatch.setattr(queue, "HELD_EVENTS", 50)
     async with clicks() as cluster:
         client = await submitted(cluster)
         order = []

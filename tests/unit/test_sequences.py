@@ -2,10 +2,10 @@ import asyncio
 
 import pytest
 
-from gridscore.client.sequences import READ_BYTES, sequences_of
 from gridscore.grid import transport
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter
+from gridscore.results.sequences import READ_BYTES, sequences_of
 from gridscore.sources.http.results import ResultFinder
 from gridscore.testing import StubCluster
 

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from gridscore.client import producer
 from gridscore.dead_letters.letters import SOURCES_MAP, list_letters
 from gridscore.errors import RefusedError
 from gridscore.grid import Records, transport
@@ -16,6 +15,7 @@ from gridscore.grid.writer import partition_of
 from gridscore.job.plugs.base import SinkSettings
 from gridscore.job.plugs.patience import PATIENCE_SECONDS, Patience
 from gridscore.operations.flow import FlowObserver, History
+from gridscore.producer import producer
 from gridscore.sinks.records import register
 from gridscore.sources import runner as runners
 from gridscore.sources.base import Poison, SourceInterruptedError

@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 
-from gridscore.client.producer import Producer
 from gridscore.errors import GridError
 from gridscore.grid.writer import MapWriter
 from gridscore.group.group import Group
@@ -12,6 +11,7 @@ from gridscore.group.members import Members
 from gridscore.group.reader import JournalReader
 from gridscore.group.subscription import GroupStats, Subscription
 from gridscore.job import Jobs, parse_job
+from gridscore.producer.producer import Producer
 from gridscore.scoring.prior_results import ResultOrigin, origins_of
 from gridscore.testing import StubCluster
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, ProgressColumn, TaskID
 
-    from gridscore.client.room import Waiting
     from gridscore.features.cells import CellKind
     from gridscore.grid import Grid
     from gridscore.job import Job
+    from gridscore.producer.room import Waiting
     from gridscore.sources.loading import Loaded
 
 _AT_ONCE = 5_000
@@ -165,7 +165,7 @@ def _tables(
 async def _put(
     loads: list[tuple[str, int, Iterable[tuple[Any, bytes]]]], connection: Connection, max_wait: float | None
 ) -> Any:
-    from gridscore.client.producer import Producer
+    from gridscore.producer.producer import Producer
 
     counts: dict[str, int] = {}
     async with working(connection) as grid:

@@ -17,8 +17,8 @@ from gridscore.cli.signals import on_signals
 from gridscore.errors import GridError, JournalMissingError, MapNotFoundError
 
 if TYPE_CHECKING:
-    from gridscore.client.results import Result, ResultStream
     from gridscore.grid import Grid
+    from gridscore.results.stream import Result, ResultStream
 
 _LINES_A_SECOND = 200
 _LOOK_SECONDS = 0.5
@@ -87,7 +87,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 async def _opened(grid: Grid, map_name: str, start: Start) -> ResultStream:
     """The map's results, by an entry listener if it has no journal."""
-    from gridscore.client.results import ResultStream
+    from gridscore.results.stream import ResultStream
 
     try:
         return await ResultStream(grid, map_name, start=start.value).open()

@@ -1,6 +1,6 @@
 """The client room: the API for programs. What they put into a cluster, and what they get out of it.
 
-`connect` and `Client` are imported only when they are asked for: sources need the producer alone.
+`connect` and `Client` are imported only when they are asked for: `gridscore --help` should not wait for them.
 """
 
 from __future__ import annotations

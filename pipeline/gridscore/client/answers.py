@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from hazelcast.errors import HazelcastError
 
-from gridscore.client.outcomes import Outcomes
-from gridscore.client.results import Result
-from gridscore.client.room import RingReaders
-from gridscore.client.sequences import sequences_of
 from gridscore.errors import GridError, NoResultError
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter
+from gridscore.producer.room import RingReaders
+from gridscore.results.outcomes import Outcomes
+from gridscore.results.sequences import sequences_of
+from gridscore.results.stream import Result
 from gridscore.texts import count_text
 
 if TYPE_CHECKING:
-    from gridscore.client.outcomes import Waiter
-    from gridscore.client.producer import Producer
     from gridscore.grid import Grid
+    from gridscore.producer.producer import Producer
+    from gridscore.results.outcomes import Waiter
 
 _LAST_LOOK_SECONDS = 1.0  # how long to look for the reason why a result is late
 

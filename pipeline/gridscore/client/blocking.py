@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from gridscore.client.results import Result, ResultStream
     from gridscore.models import Registry
+    from gridscore.results.stream import Result, ResultStream
 
 P = ParamSpec("P")
 T = TypeVar("T")

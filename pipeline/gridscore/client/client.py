@@ -14,8 +14,6 @@ import msgspec
 from gridscore.client.answers import Answers
 from gridscore.client.experiments import ExperimentVerbs
 from gridscore.client.notebook import counted
-from gridscore.client.producer import Producer
-from gridscore.client.results import ResultStream, Start
 from gridscore.errors import (
     EventRejectedError,
     GridscoreError,
@@ -35,6 +33,8 @@ from gridscore.job.life import ENDED, OVER
 from gridscore.job.release import Release
 from gridscore.models.fit import check_jobs
 from gridscore.models.registry import Approval
+from gridscore.producer.producer import Producer
+from gridscore.results.stream import ResultStream, Start
 from gridscore.scoring import Worker, preparation
 from gridscore.scoring.window_states import begun_by_update, emptied_by_update
 
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from gridscore.client.results import Result
-    from gridscore.client.room import Waiting
     from gridscore.grid import Grid
     from gridscore.models import ModelVersion
     from gridscore.operations.wipe import Remnant
+    from gridscore.producer.room import Waiting
+    from gridscore.results.stream import Result
 
 MAX_EVENT = 1 << 20  # most bytes of an event
 MAX_AT_ONCE = 1_000  # events of a DataFrame that wait for their results at the same time
@@ -107,7 +107,7 @@ class Client(ExperimentVerbs):
         self, map_name: str, events: Any, key: str | Sequence[str] | None, job: Job | Path | str | None = None
     ) -> Iterable[tuple[Any, Any]]:
         if hasattr(events, "columns"):
-            from gridscore.client.frames import entries_of
+            from gridscore.results.frames import entries_of
 
             if job is None:
                 return entries_of(events, map_name, key, await self._jobs_now())
@@ -427,7 +427,7 @@ class Client(ExperimentVerbs):
             UsageError: See `put_events` and `score`; or two rows have the same key, and the job no `event_key`.
             GridError: The cluster did not confirm an event, or the connection was closed.
         """
-        from gridscore.client.frames import frame_of
+        from gridscore.results.frames import frame_of
 
         answers = await self._answers_of(events, results)
         turn = asyncio.Semaphore(MAX_AT_ONCE)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from gridscore.client.follower import Follower
 from gridscore.errors import GridError, GridscoreError, UsageError
 from gridscore.grid import transport
+from gridscore.results.follower import Follower
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence

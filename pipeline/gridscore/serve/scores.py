@@ -28,9 +28,9 @@ from gridscore.sources.http.requests import flag, seconds
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from gridscore.client.results import Result
     from gridscore.grid import Grid
     from gridscore.job import JobRecord
+    from gridscore.results.stream import Result
     from gridscore.serve.live_jobs import Answers, LiveJobs
     from gridscore.serve.settings import ServeSettings
     from gridscore.sources.http.requests import Bodies

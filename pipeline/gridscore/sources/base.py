@@ -26,7 +26,7 @@ from gridscore.job.plugs.kinds import PlugKinds
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-    from gridscore.client.room import Waiting
+    from gridscore.producer.room import Waiting
 
 
 K = TypeVar("K")

@@ -14,16 +14,16 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gridscore.client.producer import Producer
 from gridscore.errors import TableError, UsageError
+from gridscore.producer.producer import Producer
 from gridscore.sources.position import Positions
 from gridscore.sources.tables import BadRow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from gridscore.client.room import Waiting
     from gridscore.grid import Grid
+    from gridscore.producer.room import Waiting
     from gridscore.sources.tables import Row, TableFile
 
 SOURCE = "load"  # name under which positions are kept
@@ -54,7 +54,7 @@ class Load:
         limit: int | None = None,  # how many rows to put, without those of earlier runs; default: all
         skip_bad: bool = False,  # leave out rows that cannot be read, and count them
         on_progress: Callable[[Loaded], None] | None = None,  # called from time to time
-        on_wait: Callable[[Waiting | None], None] | None = None,  # as in :class:`gridscore.client.producer.Producer`
+        on_wait: Callable[[Waiting | None], None] | None = None,  # as in :class:`gridscore.producer.producer.Producer`
     ) -> None:
         self._to = to
         self._positions = Positions(grid, SOURCE)

@@ -29,8 +29,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hazelcast.errors import HazelcastError, HazelcastSerializationError
 
-from gridscore.client.producer import Producer
-from gridscore.client.producer_queue import WithdrawnError
 from gridscore.dead_letters.letters import letter_of_source, owner_of
 from gridscore.dead_letters.writer import COUNT_SECONDS, DEFAULT_LIMITS, LetterWriter, Limits
 from gridscore.errors import BackPressureError, GridscoreError, UsageError
@@ -39,6 +37,8 @@ from gridscore.job.plugs.environment import Hidden, from_environment
 from gridscore.job.plugs.patience import Patience
 from gridscore.job.types import seconds_of
 from gridscore.log_records import about
+from gridscore.producer.producer import Producer
+from gridscore.producer.queue import WithdrawnError
 from gridscore.sources.base import KINDS, Poison, PushedSource, SourceInterruptedError
 from gridscore.sources.stamp import Stamp
 from gridscore.sources.status import FAILED, Publisher, SourceStats
@@ -46,11 +46,11 @@ from gridscore.sources.status import FAILED, Publisher, SourceStats
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
-    from gridscore.client.producer_queue import Receipt
-    from gridscore.client.room import Waiting
     from gridscore.dead_letters.letters import DeadLetter
     from gridscore.grid import Grid
     from gridscore.job.plugs.base import SourceSettings
+    from gridscore.producer.queue import Receipt
+    from gridscore.producer.room import Waiting
     from gridscore.sources.base import Batch, Source
 
 _log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from gridscore.client.producer import Producer
-from gridscore.client.results import listen
 from gridscore.errors import GridscoreError
+from gridscore.producer.producer import Producer
+from gridscore.results.stream import listen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -19,9 +19,9 @@ import msgspec
 import numpy as np
 from hazelcast.errors import HazelcastError
 
-from gridscore.client.results import listen
 from gridscore.errors import GridError
 from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.results.stream import listen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from hazelcast.errors import HazelcastError
 
-from gridscore.client.results import listen
 from gridscore.grid import GridSettings, connect
 from gridscore.proving.soak.evidence import NOTICES, LineFile
 from gridscore.proving.soak.recorder import Recorder
+from gridscore.results.stream import listen
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid

@@ -19,7 +19,7 @@ from gridscore.sources.http.connections import MAX_REQUESTS
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
 
-    from gridscore.client.room import Waiting
+    from gridscore.producer.room import Waiting
 
 _SHARE = 8  # how many requests it takes to fill the share of a map
 _HELD = 4 / 5  # part of the share of a map for events that wait for partitions without room

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import msgspec
 from hazelcast.errors import HazelcastError
 
-from gridscore.client.outcomes import Outcomes
-from gridscore.client.sequences import READ_BYTES, sequences_of
 from gridscore.errors import GridError
 from gridscore.grid import transport
 from gridscore.grid.copies import Fetcher
+from gridscore.results.outcomes import Outcomes
+from gridscore.results.sequences import READ_BYTES, sequences_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

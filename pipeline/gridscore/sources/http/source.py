@@ -18,8 +18,8 @@ from gridscore.sources.http.server import HttpServer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from gridscore.client.room import Waiting
     from gridscore.grid import Grid
+    from gridscore.producer.room import Waiting
     from gridscore.sources.base import Batch
     from gridscore.sources.http.settings import HttpSourceSettings
 

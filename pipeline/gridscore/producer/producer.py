@@ -24,7 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError
 
-from gridscore.client.producer_queue import (
+from gridscore.errors import BackPressureError, GridError, GridscoreError, UsageError
+from gridscore.grid import transport
+from gridscore.grid.capacity import journal_capacity
+from gridscore.grid.heap import SLOW, heaps_of
+from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.producer.queue import (
     AT_ONCE_BYTES,
     AT_ONCE_EVENTS,
     HELD_EVENTS,
@@ -33,19 +38,14 @@ from gridscore.client.producer_queue import (
     Segment,
     WithdrawnError,
 )
-from gridscore.client.room import RingReaders, WaitingForJob, WaitingForMemory
-from gridscore.errors import BackPressureError, GridError, GridscoreError, UsageError
-from gridscore.grid import transport
-from gridscore.grid.capacity import journal_capacity
-from gridscore.grid.heap import SLOW, heaps_of
-from gridscore.grid.writer import MapWriter, partition_of
+from gridscore.producer.room import RingReaders, WaitingForJob, WaitingForMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
-    from gridscore.client.room import Waiting
     from gridscore.grid import Grid
     from gridscore.grid.capacity import Capacity
+    from gridscore.producer.room import Waiting
 
 _log = logging.getLogger(__name__)
 

@@ -15,9 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from hazelcast.errors import HazelcastError
 
-from gridscore.client.follower import Follower
-from gridscore.client.results import listen
-from gridscore.client.sequences import READ_BYTES, sequences_of
 from gridscore.dead_letters.letters import decode, letter_id, map_of, value_of
 from gridscore.errors import EventRejectedError, GridError, GridscoreError, JournalMissingError, NoResultError
 from gridscore.grid import transport
@@ -25,6 +22,9 @@ from gridscore.grid.copies import Fetcher
 from gridscore.grid.writer import partition_of
 from gridscore.job import Jobs
 from gridscore.job.life import ENDED
+from gridscore.results.follower import Follower
+from gridscore.results.sequences import READ_BYTES, sequences_of
+from gridscore.results.stream import listen
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gridscore.errors import GridError
 
 if TYPE_CHECKING:
-    from gridscore.client.room import Unread
+    from gridscore.producer.room import Unread
 
 AT_ONCE_EVENTS = 32_768
 # What may wait or be under way before `put` and `send` take no more; as much again may wait for full partitions.

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
-from gridscore.client.follower import Follower
 from gridscore.errors import GridError, UsageError
 from gridscore.grid import transport
 from gridscore.grid.copies import payload
 from gridscore.grid.entries import walk
+from gridscore.results.follower import Follower
 from gridscore.texts import html_table
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class ResultStream:
         Raises:
             UsageError: There are more.
         """
-        from gridscore.client.frames import frame_of
+        from gridscore.results.frames import frame_of
 
         grid, wanted = self._grid, self._wanted
         await grid.require_map(self.map_name)
