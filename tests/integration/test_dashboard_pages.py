@@ -9,6 +9,7 @@ import json
 import os
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 import scoring
@@ -81,6 +82,21 @@ async def accessible(page):
 async def shot(page, name):
     if folder := os.environ.get("SCREENSHOTS"):
         await page.screenshot(path=Path(folder) / f"dashboard-{name}.png")
+
+
+async def test_a_page_that_could_not_be_shown_is_whole_once_it_can_be(cluster, page, monkeypatch):
+    async with (
+        connect(members=cluster.addresses, cluster_name=cluster.cluster_name) as client,
+        server_of(client.grid) as server,
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(server._observation, "look", AsyncMock(return_value=None))
+            await page.goto(f"{server.http.address}/")
+            await page.wait_for_selector("h1:text-is('This was not possible')")
+        await page.wait_for_selector("h1:text-is('Overview')")
+        assert (await page.title()).startswith("Overview")
+        assert await page.locator("h1").count() == 1
+        await page.wait_for_selector("#live[hx-select='#live']")
 
 
 async def test_somebody_new_finds_who_is_slow_and_which_model_decided_and_why(cluster, unique, page):

@@ -233,10 +233,10 @@ class Dashboard:
         else:
             text = "The cluster does not answer."
         visit = getattr(request.state, "visit", Visit(None))
-        # What is refused only for now is asked for again by the page itself.
-        more = (
-            {"is_live": True, "silence": "", "seen_at": ""} if status in (429, 503) and request.method == "GET" else {}
-        )
+        more: dict[str, Any] = {}
+        if status in (429, 503) and request.method == "GET":
+            # What is refused only for now is asked for again by the page itself, and replaces it with its heading.
+            more = {"is_live": True, "silence": "", "seen_at": "", "part": "main"}
         answer = self._pages.page("refused.html", request, visit, status, problem=text, hint=hint, **more)
         answer.headers.update(headers)
         return answer
