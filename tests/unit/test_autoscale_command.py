@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import datetime as dt
+import itertools
 import math
 import socket
 import time
@@ -111,9 +112,35 @@ async def test_a_worker_that_starts_is_waited_for_and_one_that_never_does_is_sai
     assert asked[30:] == [2] * 35
     (stayed, waited), (grown, why) = [(each.target, each.why) for each in await kept(grid, "payments")]
     assert (stayed, waited) == (1, waits.partition("1: ")[2].removesuffix("."))
-    assert (grown, why.partition("; ")[2]) == (2, "1 of 1 worker did not start within 60 s")
+    assert (grown, why.partition("; ")[2]) == (2, "1 of 1 worker still does not score after 60 s")
     (_, late) = capsys.readouterr().err.splitlines()
-    assert late.endswith(" 2 of 2 workers did not start within 60 s.")
+    assert late.endswith(" 2 of 2 workers still do not score after 60 s.")
+
+
+async def test_workers_that_come_and_go_are_said_to_be_late_once(stub, monkeypatch, capsys):
+    grid = await behind(stub)
+
+    async def scale(_target, _overview):
+        pass
+
+    scaler = autoscale._Scaler(grid, "payments", Policy(least=4, most=4), scale)
+    now, working = clocked(scaler, monkeypatch), itertools.cycle([1, 3, 2, 4])
+    load_of = Load.of
+    monkeypatch.setattr(Load, "of", lambda *given: dataclasses.replace(load_of(*given), workers=next(working)))
+    while now[0] < 200:
+        await scaler.step()
+        now[0] += 2
+    said = capsys.readouterr().err
+    assert said.count("not score after 60 s") == 1, said
+    working = itertools.repeat(4)
+    while now[0] < 300:
+        await scaler.step()
+        now[0] += 2
+    working = itertools.repeat(3)
+    while now[0] < 400:
+        await scaler.step()
+        now[0] += 2
+    assert "1 of 4 workers still does not score after 60 s" in capsys.readouterr().err
 
 
 async def test_workers_that_could_not_be_asked_for_are_not_late(stub, monkeypatch):

@@ -272,6 +272,7 @@ class _Scaler:
         self._observer = Observer(grid, job)
         self._memory: Memory | None = None
         self._said = ""
+        self._said_late = False  # of the present shortage of workers
         self._said_target: int | None = None  # of a change that is still to be made
         self._pause = self._due = 0.0  # after one that failed
 
@@ -310,8 +311,11 @@ class _Scaler:
             self._said_target = decision.target
         elif waits:
             self.say(f"The number of workers stays at {decision.target}: {decision.why}.")
-        elif late := after.late(policy, load):
+        elif (late := after.late(policy, load)) and not self._said_late:
             self.say(f"{late}.")
+            self._said_late = True
+        # Workers without enough of a processor come and go; that is not said each time.
+        self._said_late &= after.short is not None
         if not await self._scaled(decision.target, overview):
             if changed:
                 return  # as if it had not been decided

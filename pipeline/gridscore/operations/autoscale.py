@@ -84,11 +84,12 @@ class Memory:
     waits: bool = False  # whether more workers are wanted, but some have been starting since before
 
     def late(self, policy: Policy, load: Load) -> str:
-        """How many workers have not started in time; empty if all have, or still have time."""
+        """How many workers still do not score, though they have had the time to start; empty if there are none."""
         missing = self.target - load.workers
         if self.short is None or missing <= 0 or load.at - self.short[0] < policy.start_seconds:
             return ""
-        return f"{missing} of {count_text(self.target, 'worker')} did not start within {policy.start_seconds:g} s"
+        of = f"{missing} of {count_text(self.target, 'worker')} still {'does' if missing == 1 else 'do'} not score"
+        return f"{of} after {policy.start_seconds:g} s"
 
 
 class Decision(msgspec.Struct, frozen=True):
