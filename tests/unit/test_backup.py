@@ -7,7 +7,9 @@ import math
 import os
 import random
 import shutil
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -54,6 +56,7 @@ results: results.pay
 """
 OTHER_KEY = JOB.replace("event_key: card\n", "").replace("windows: {card: card}", "windows: {card: lower(card)}")
 AT = 1_700_000_000.0
+SECOND_DISK = Path("/dev/shm")  # noqa: S108 -- a file system beside that of other temporary files
 
 
 class Killed(BaseException):
@@ -572,6 +575,9 @@ async def test_a_place_that_is_gone_while_nothing_changes_is_noticed_and_made_wh
         assert backup.made == 2
         assert (await backup.look(10), backup.made) == (points.read(), 2)
         assert points.id != before  # or it would be taken for the other if that comes back
+        told = [(each.point, each.error, each.is_late) for each in await backups_of(client.grid)]
+        assert told == [(1, "", False), (1, backup_module._NOT_THERE, True)]  # people must hear of what is lost
+        await forget_backup(client.grid, str(place))
         assert [(each.point, each.error) for each in await backups_of(client.grid)] == [(1, "")]
         with pytest.raises(UsageError, match="Another process"):
             Points.write(place)
@@ -579,6 +585,54 @@ async def test_a_place_that_is_gone_while_nothing_changes_is_noticed_and_made_wh
         other = await two.client()
         await restored(other.grid, place)
         assert await content(client.grid) == await content(other.grid)
+
+
+async def test_a_place_that_a_copy_of_it_has_taken_is_locked_again(tmp_path):
+    async with StubCluster(partitions=5) as cluster:
+        client, place = await prepared(cluster), tmp_path / "place"
+        points = Points.write(place)
+        backup = Backup(client.grid, points, every=5)
+        made = await backup.look(10)
+        place.rename(tmp_path / "away")
+        shutil.copytree(tmp_path / "away", place)
+        assert await backup.look(10) == made
+        with pytest.raises(UsageError, match="Another process"):
+            Points.write(place)
+        points.close()
+
+
+@pytest.mark.skipif(not SECOND_DISK.is_dir(), reason="needs a second disk")
+@pytest.mark.parametrize("beneath", ["nothing", "an empty folder", "another backup"])
+async def test_a_disk_that_is_gone_is_waited_for_and_not_filled_elsewhere(tmp_path, beneath):
+    async with StubCluster(partitions=5) as cluster:
+        client, mount = await prepared(cluster), tmp_path / "mount"
+        if beneath == "another backup":
+            await backed_up(client.grid, tmp_path / "root")
+        with tempfile.TemporaryDirectory(dir=SECOND_DISK) as disk:
+            mount.symlink_to(disk)
+            points = Points.write(mount / "prod")
+            backup = Backup(client.grid, points, every=5)
+            await backup.look(10)
+            mount.unlink()
+            if beneath != "nothing":
+                (tmp_path / "root").mkdir(exist_ok=True)
+                mount.mkdir()
+                (mount / "prod").symlink_to(tmp_path / "root")
+            for _ in range(2):
+                if beneath == "another backup":
+                    await backup.look(10)
+                    told = {each.error for each in await backups_of(client.grid)}
+                    assert told == {"", backup_module._NOT_THERE}
+                else:
+                    with pytest.raises(UsageError, match="on another disk than before"):
+                        await backup.look(10)
+                    assert not [*tmp_path.rglob("backup.json")]
+            shutil.rmtree(mount) if beneath != "nothing" else None
+            mount.symlink_to(disk)
+            await client.put_events("customers", {"c9": {"age": 9}})
+            assert (await backup.look(10)).number == 2
+            assert (await backups_of(client.grid))[0].error == ""
+            points.close()
 
 
 @pytest.mark.parametrize("kind", ["points", "data", "a part of a model"])
@@ -667,6 +721,21 @@ async def test_what_is_known_of_a_backup_that_runs_no_more_can_be_forgotten(tmp_
         assert await forget_backup(grid, left.to) == left.to
         assert await backups_of(grid) == []
         assert Points.open(tmp_path / "b").read().number == 1
+
+
+async def test_what_a_cluster_was_restored_from_can_be_forgotten_and_taken_up_again(tmp_path):
+    async with StubCluster(partitions=5) as one, StubCluster(partitions=5, seed=1) as two:
+        made = await backed_up((await prepared(one)).grid, tmp_path, every=5)
+        grid, points = (await two.client()).grid, Points.open(tmp_path)
+        restore = Restore(grid, points, replace(made, at=made.at - 60))
+        await restore.run(await restore.plan())
+        points.close()
+        await forget_backup(grid, str(tmp_path))
+        assert await backups_of(grid) == []
+        with pytest.raises(UsageError, match="knows of no backup"):
+            await forget_backup(grid, str(tmp_path))
+        assert (await backed_up(grid, tmp_path, every=5)).number == 2
+        assert [(each.point, each.is_late) for each in await backups_of(grid)] == [(2, False)]
 
 
 async def test_positions_that_are_held_up_do_not_ask_all_journals_all_the_time(tmp_path):

@@ -77,6 +77,7 @@ NOT_KEPT = frozenset(
 
 _BYTE_ARRAY = -12
 _GONE = b""
+_NOT_THERE = "nothing is left of it there: the place was emptied, or has another backup now"
 _AT_ONCE = 10_000  # entries of a map that are read in one message
 _PAGE = 1_000
 _MOST_STAGES = 20
@@ -104,6 +105,8 @@ class BackupRecord(msgspec.Struct, frozen=True):
     held: Word = ""  # why the sources' positions are older than the rest
     error: Word = ""  # why the last look failed; empty if it did not
     oldest: Figure = 0.0  # the most seconds that a point was old before the next stood, of the last looks
+    # Whether people want to hear of it no more; the record stays, as it shows that this cluster was restored from it.
+    is_forgotten: bool = False
 
     @property
     def age(self) -> float:
@@ -193,8 +196,11 @@ class Backup:
             for name in last.maps:
                 entries = await asyncio.to_thread(self._points.entries, last, name)
                 digests[name] = {key: _digest(text) for key, text in entries.items()}
-        if self._points.id != self._id and not self._restored:
-            await self._records.delete(self._id)  # nothing is left of it here
+        if self._points.id != self._id:
+            if self._last is None:
+                await self._records.delete(self._id)
+            else:  # or all would seem well while its points are gone
+                await self._records.put(self._id, msgspec.to_builtins(self._record(_NOT_THERE)))
         # Until here nothing has changed, or what is of one place would be taken for that of another.
         self._digests, self._tails, self._sorted = digests, {}, {}
         if last is not None:  # without, what was safe is: the states that are read next are later
@@ -315,7 +321,13 @@ class Backup:
 
     async def _tell(self, error: str) -> None:
         """Write down in the grid how old the last point is."""
-        record = BackupRecord(
+        try:
+            await self._records.put(self._id, msgspec.to_builtins(self._record(error)))
+        except (HazelcastError, GridError) as failed:
+            _log.debug("The figures of the backup could not be published: %s", failed)
+
+    def _record(self, error: str) -> BackupRecord:
+        return BackupRecord(
             to=self._points.place,
             at=int(self._looked_at * 1000),
             point=self._restored or (self._last.number if self._last else 0),
@@ -325,10 +337,6 @@ class Backup:
             error=error[:1000],
             oldest=max(self._ages, default=0.0),
         )
-        try:
-            await self._records.put(self._id, msgspec.to_builtins(record))
-        except (HazelcastError, GridError) as failed:
-            _log.debug("The figures of the backup could not be published: %s", failed)
 
     # ------------------------------------------------------------------ what the maps have
 
@@ -576,18 +584,19 @@ class Backup:
 
 
 async def backups_of(grid: Grid) -> list[BackupRecord]:
-    """What the grid knows of its backups, the latest first."""
+    """What the grid knows of its backups, but for those that were forgotten, the latest first."""
     found = await Records(grid, BACKUPS_MAP).read(parsed(BackupRecord))
-    return sorted(found.values(), key=lambda each: -each.at)
+    return sorted((each for each in found.values() if not each.is_forgotten), key=lambda each: -each.at)
 
 
 async def forget_backup(grid: Grid, place: str) -> str:
-    """Forget what the grid knows of a backup that is made no more; its restore points stay. Returns its place.
+    """Say nothing more of a backup that is made no more; its restore points stay. Returns its place.
 
     `place`: as `status` shows it, or its path alone. Raises UsageError if there is none, several are meant, or it runs.
     """
     records = Records(grid, BACKUPS_MAP)
-    known = await records.read(parsed(BackupRecord))
+    found = await records.read(parsed(BackupRecord))
+    known = {key: each for key, each in found.items() if not each.is_forgotten}
     places = {each.to for each in known.values()}
     meant = {place} & places or {each for each in places if each.partition(":")[2] == place}
     if len(meant) != 1:
@@ -595,16 +604,17 @@ async def forget_backup(grid: Grid, place: str) -> str:
         raise UsageError(
             f"{said}.", f"The cluster knows of: {', '.join(f'`{each}`' for each in sorted(places)) or 'none'}."
         )
-    (found,) = meant
-    theirs = {key: each for key, each in known.items() if each.to == found}
-    if any(each.every and not each.is_late for each in theirs.values()):
+    (at,) = meant
+    # Where one runs, an earlier one may have left its record.
+    theirs = {key: each for key, each in known.items() if each.to == at and (each.is_late or not each.every)}
+    if not theirs:
         raise UsageError(
-            f"A backup to `{found}` runs, or ended just now.",
+            f"A backup to `{at}` runs, or ended just now.",
             "End it; then try again once `gridscore status` shows it as late.",
         )
-    for key in theirs:
-        await records.delete(key)
-    return found
+    for key, each in theirs.items():
+        await records.put(key, msgspec.to_builtins(msgspec.structs.replace(each, is_forgotten=True)))
+    return at
 
 
 def _patience(every: float, busy: float) -> float:

@@ -53,6 +53,10 @@ class Database:
         if not self._rows("SELECT to_regclass('gridscore_backup') IS NOT NULL")[0][0]:
             self._rows(_CREATE)
 
+    def is_ours(self) -> bool:
+        """Always: who connects again takes the lock, or fails."""
+        return True
+
     def names(self, kind: str) -> list[str]:
         """Of the pieces of a kind."""
         return [name for (name,) in self._rows("SELECT name FROM gridscore_backup WHERE kind = %s AND part = 0", kind)]

@@ -37,6 +37,9 @@ class Store(Protocol):
         Raises UsageError if something else is there, or another process writes.
         """
 
+    def is_ours(self) -> bool:
+        """Whether nobody else can write, at the place as it is now."""
+
     def names(self, kind: str) -> list[str]:
         """Of all pieces of a kind."""
 
@@ -70,21 +73,28 @@ class Folder:
         self.place = f"{socket.gethostname()}:{path.resolve()}"
         self.address = str(path)
         self._lock: int | None = None
+        self._device: int | None = None  # the disk that it was on
         self._new: list[Path] = []
 
     def begin(self) -> None:
         """Make the folder if it is not there, and lock it: it may be another one than before."""
         self.close()
+        there = next(each for each in (self.path, *self.path.absolute().parents) if each.exists())
+        if self._device not in (None, there.stat().st_dev) and not (self.path / "backup.json").exists():
+            raise UsageError(
+                f"`{self.path}` has no backup any more, and is on another disk than before.",
+                "Mount the disk that it was on, and the backup goes on; to begin anew there, start the backup again.",
+            )
         self.path.mkdir(0o700, parents=True, exist_ok=True)
         others = sorted({each.name for each in self.path.iterdir()} - {"lock", ".backup.json.new"})
         if others and "backup.json" not in others:
             raise UsageError(
                 f"`{self.path}` has other files, `{others[0]}` for one, and no backup.", "Name a new or empty folder."
             )
+        self._lock = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR, 0o600)
         with contextlib.suppress(ImportError):  # on Windows
             import fcntl
 
-            self._lock = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR, 0o600)
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -92,9 +102,17 @@ class Folder:
                 raise UsageError(
                     f"Another process writes to `{self.path}`.", "Name another folder, or end it."
                 ) from None
+        self._device = os.fstat(self._lock).st_dev
         for kind in (POINTS, DATA):
             for each in (self.path / kind).glob(".*.new"):
                 each.unlink()
+
+    def is_ours(self) -> bool:
+        """Whether the lock is that of the folder: a copy may have taken its place."""
+        try:
+            return self._lock is not None and os.path.samestat(os.fstat(self._lock), (self.path / "lock").stat())
+        except FileNotFoundError:
+            return False
 
     def names(self, kind: str) -> list[str]:
         """Of the files of a kind."""

@@ -260,8 +260,9 @@ class Metrics:
                 raise
             return False, {}, {}, []
         sizes = {name: size.result() for name, size in asked.items()}
-        running = [each for each in backups.result() if each.every] if backups else []
-        return True, sizes, {name: drift.result() for name, drift in drifts.items()}, running
+        # Of several to one place, the latest: a label of its own may have one sample only.
+        running = {each.to: each for each in reversed(backups.result()) if each.every} if backups else {}
+        return True, sizes, {name: drift.result() for name, drift in drifts.items()}, [*running.values()]
 
 
 @asynccontextmanager

@@ -128,9 +128,9 @@ class Points:
         store.commit()
 
     def is_as_left(self, backup: str, number: int) -> bool:
-        """Whether it is that backup, and that is its newest point (0: it has none), with all that it names."""
+        """Whether it is that backup, ours to write, and that its newest point (0: none), with all that it names."""
         try:
-            if self._identity() != backup or max(self.numbers(), default=0) != number:
+            if not self.store.is_ours() or self._identity() != backup or max(self.numbers(), default=0) != number:
                 return False
         except UsageError:  # it was emptied
             return False
