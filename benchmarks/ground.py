@@ -20,7 +20,7 @@ from gridscore.grid import GridSettings, connect
 from gridscore.grid.launch import MemberExtras
 from gridscore.grid.member import Cluster
 from gridscore.grid.writer import MapWriter
-from gridscore.proving.bench.rounds import destroy, put_events
+from gridscore.proving.bench.rounds import put_events
 from gridscore.scoring.runner import BATCH_EVENTS
 
 if TYPE_CHECKING:
@@ -61,11 +61,11 @@ class Ground:
 
     async def clear(self) -> None:
         """Take the backlog away, journal and all."""
-        await destroy(self.bed.grid, self.bed.work.job.events)
+        await self.bed.grid.destroy(self.bed.work.job.events)
 
     async def forget(self) -> None:
         """Take results away that a system has left which failed."""
-        await destroy(self.bed.grid, self.bed.work.job.results)
+        await self.bed.grid.destroy(self.bed.work.job.results)
 
     def _said(self, done: int) -> None:
         self.bed.progress(f"putting events: {done:,} of {self.count:,}")

@@ -15,7 +15,7 @@ from benchmarks.outcome import Run, Status, Throughput
 from gridscore.errors import GridscoreError
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter, partition_of
-from gridscore.proving.bench.rounds import PAGE, destroy
+from gridscore.proving.bench.rounds import PAGE
 from gridscore.scoring.runner import BATCH_EVENTS
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Limits:
 
         await asyncio.gather(*(write(partition, mine) for partition, mine in keys.items()))
         usage = meter.read()
-        await destroy(grid, self._map)
+        await grid.destroy(self._map)
         return usage
 
     async def _predict(self) -> Usage:

@@ -29,7 +29,7 @@ from benchmarks.plugs import Kinds, chosen, measure_in_turn, report_on, until
 from gridscore.cli.bench import Heap, MemberCount, Rounds  # noqa: TC001 -- typer reads the annotations
 from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
 from gridscore.errors import GridscoreError
-from gridscore.proving.bench.rounds import Meter, Run, destroy, figures, put_events
+from gridscore.proving.bench.rounds import Meter, Run, figures, put_events
 from gridscore.sinks.runner import SinkRunner, runner_of
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ async def measure(
         )
         runs, unavailable = await measure_in_turn(LOADERS, kinds, rounds, folder, once, progress)
     finally:
-        await destroy(grid, results)
+        await grid.destroy(results)
     return {
         "results": count,
         "rounds": rounds,

@@ -27,7 +27,7 @@ from gridscore.cli.bench import Heap, MemberCount, Rounds  # noqa: TC001 -- type
 from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
 from gridscore.errors import GridscoreError
 from gridscore.leash import LeashedProcess
-from gridscore.proving.bench.rounds import Meter, Run, destroy, figures
+from gridscore.proving.bench.rounds import Meter, Run, figures
 from gridscore.sources.runner import SourceRunner, runner_of
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ async def measure(
             async with loader(own, events, to) as load:
                 return await _run(grid, pids, load, to, events, own / "feed.log")
         finally:
-            await destroy(grid, to)
+            await grid.destroy(to)
 
     runs, unavailable = await measure_in_turn(LOADERS, kinds, rounds, folder, once, progress)
     return {

@@ -19,7 +19,6 @@ from gridscore.group.members import WORKERS_MAP
 from gridscore.job import Jobs, parse_job
 from gridscore.leash import LeashedProcess
 from gridscore.models import Registry
-from gridscore.proving.bench.rounds import destroy
 
 if TYPE_CHECKING:
     from benchmarks.systems.base import Bed
@@ -116,7 +115,7 @@ class Gridscore(InGrid):
             for name in self._names:
                 await start_over(self.bed.grid, name)
             for results in list(self._names.values())[1:]:
-                await destroy(self.bed.grid, results)
+                await self.bed.grid.destroy(results)
             self._submitted = False
         await self.clear()
 

@@ -240,13 +240,13 @@ async def test_what_a_killed_member_had_not_done_is_not_done():
         grid = await cluster.connect()
         partition = next(p for p in range(13) if cluster.owner(p) is cluster.members[0])
         key = next(data for data, at in (place(grid, f"k{i}") for i in range(100)) if at == partition)
-        cluster.faults.append(Fault("delay", seconds=0.05, partition=partition, request="Map.PutAll"))
+        cluster.faults.append(Fault("delay", seconds=0.5, partition=partition, request="Map.PutAll"))
         put = MapWriter(grid, "events.x").put_partition(partition, [key], [b"1"])
         await until(lambda: not cluster.faults)
         cluster.kill_member(0)
         with pytest.raises(HazelcastError):
             await put
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.6)
         assert await Journal(grid, "events.x").bounds(partition) == (0, -1)
 
 

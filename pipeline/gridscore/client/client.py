@@ -23,6 +23,7 @@ from gridscore.errors import (
     UsageError,
     first_of,
 )
+from gridscore.grid import transport
 from gridscore.grid.copies import Fetcher
 from gridscore.grid.journal import Journal
 from gridscore.group import rescan
@@ -227,14 +228,17 @@ class Client(ExperimentVerbs):
                 job, model, version, allow_changed=allow_changed, why=why, override=override
             )
         _compile(job, found)
-        if current is not None and current.state in OVER:
-            # A failed job goes on where it stopped; this one has ended, so it starts over.
+        # A failed job goes on where it stopped; one that has ended starts over.
+        begins_anew = current is not None and current.state in OVER
+        leases = {} if current else await read_records(self.grid, job.name)
+        if any(each.offset > 0 for each in leases.values()):
+            # Its record was removed; if its results were, too, its offsets are of what is no longer there.
+            begins_anew = not await transport.map_size(self.grid.client, job.results)
+        if begins_anew:
             await start_over(self.grid, job.name)
             await rescan.forget(self.grid, job.name)
         # Leases outlive the record: a number of a restart that they have seen must not be used again.
-        runs = (
-            0 if current else max((each.run for each in (await read_records(self.grid, job.name)).values()), default=0)
-        )
+        runs = 0 if begins_anew else max((each.run for each in leases.values()), default=0)
         record = await self.jobs.submit(
             job,
             update=update,

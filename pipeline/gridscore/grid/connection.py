@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from hazelcast.config import Config, ReconnectMode
+from hazelcast.core import DistributedObjectEventType
 from hazelcast.errors import AuthenticationError, ClientNotAllowedInClusterError, HazelcastError, IllegalStateError
 from hazelcast.lifecycle import LifecycleState
 from hazelcast.security import BasicTokenProvider
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Iterable
 
     from hazelcast.asyncio import HazelcastClient
+    from hazelcast.core import DistributedObjectEvent
 
     from gridscore.errors import BadRecord
     from gridscore.grid.settings import GridSettings
@@ -32,6 +34,9 @@ _T = TypeVar("_T")
 DEFAULT_ADDRESS = "127.0.0.1:5701"
 
 _LOGGED = 1_000
+
+# How long members may take to destroy a map, with its listeners, from the first word of it.
+DESTROYED_SECONDS = 0.5
 
 SEARCHES = 4  # how many reads that look for events that were just put may be under way at once
 
@@ -75,12 +80,55 @@ class BadRecords:
 
 @dataclass(slots=True, eq=False)
 class _Watch:
+    proxy: Any
+    updates: bool
     callbacks: list[Callable[[], None]] = field(default_factory=list)
     registering: asyncio.Future[Any] | None = None
+    unheard: Callable[[], None] | None = None  # ends the watch for a map that is destroyed
+    is_deaf: bool = False  # whether the map was destroyed, and its listeners with it
+    again: asyncio.Task[None] | None = None
 
     def call(self) -> None:
         for callback in list(self.callbacks):
             callback()
+
+    async def begin(self, grid: Grid) -> Any:
+        self.unheard = await grid.on_destroyed(self.proxy.name, self._destroyed)
+        try:
+            return await self._listen()
+        except BaseException:
+            self.unheard()
+            raise
+
+    async def end(self) -> None:
+        if self.unheard is not None:
+            self.unheard()
+        if self.again is not None:
+            self.again.cancel()
+        if self.registering is not None:
+            await self.proxy.remove_entry_listener(await self.registering)
+
+    async def _listen(self) -> Any:
+        return await transport.listen(self.proxy, self.call, updates=self.updates)
+
+    def _destroyed(self) -> None:
+        self.is_deaf = True
+        if self.again is None or self.again.done():
+            self.again = asyncio.get_running_loop().create_task(self._listen_again())
+
+    async def _listen_again(self) -> None:
+        while self.is_deaf and self.callbacks:
+            await asyncio.sleep(DESTROYED_SECONDS)
+            self.is_deaf, before = False, self.registering
+            try:
+                self.registering = asyncio.ensure_future(self._listen())
+                await self.registering
+                self.call()
+                if before is not None:
+                    await self.proxy.remove_entry_listener(await before)
+            except HazelcastError as error:
+                _log.debug("%s: listening again failed: %s", self.proxy.name, error)
+                self.registering, self.is_deaf = before, True
 
 
 class Watches:
@@ -94,17 +142,17 @@ class Watches:
     async def add(self, proxy: Any, callback: Callable[[], None], *, updates: bool) -> Callable[[], Any]:
         """Call back when an entry has come, gone or, if wanted, changed, and after a reconnect; see `Records.watch`."""
         place = (proxy.name, updates)
-        watch = self._watches.setdefault(place, _Watch())
+        watch = self._watches.setdefault(place, _Watch(proxy, updates))
         watch.callbacks.append(callback)
         if watch.registering is None:
-            watch.registering = asyncio.ensure_future(transport.listen(proxy, watch.call, updates=updates))
+            watch.registering = asyncio.ensure_future(watch.begin(self._grid))
 
         async def stop() -> None:
             watch.callbacks.remove(callback)
             if not watch.callbacks and self._watches.get(place) is watch:
                 del self._watches[place]
                 if self._grid.is_running:
-                    await proxy.remove_entry_listener(await registering)
+                    await watch.end()
 
         registering = watch.registering
         try:
@@ -144,6 +192,8 @@ class Grid:
         self._closing = False
         self._on_replaced: list[Callable[[], None]] = []
         self._on_close: list[Callable[[], None]] = []
+        self._on_destroyed: dict[str, list[Callable[[], None]]] = {}
+        self._listening: asyncio.Future[Any] | None = None  # for maps that are destroyed
         self._replaced = asyncio.Event()
         self._cluster_id = transport.cluster_id(client)
         client.lifecycle_service.add_listener(self._lifecycle_changed)
@@ -188,6 +238,33 @@ class Grid:
             # If we were cancelled, the client would cancel everybody who waits for the same proxy.
             self._maps[name] = await asyncio.shield(self.client.get_map(name))
         return self._maps[name]
+
+    async def destroy(self, name: str) -> None:
+        """Destroy a map: its entries, its journal and its listeners. One that does not exist is no error."""
+        self._maps.pop(name, None)  # a proxy that was destroyed once does nothing the second time
+        await (await asyncio.shield(self.client.get_map(name))).destroy()
+
+    async def on_destroyed(self, name: str, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back when somebody destroys a map, once or more often; returns a function that ends it.
+
+        Members are about to do it then: what looks at the map, or listens to it, waits for `DESTROYED_SECONDS` first.
+        """
+        if self._listening is None:
+            self._listening = asyncio.ensure_future(self.client.add_distributed_object_listener(self._object_changed))
+        listening = self._listening
+        try:
+            await asyncio.shield(listening)
+        except HazelcastError:
+            self._listening = None if self._listening is listening else self._listening
+            raise
+        callbacks = self._on_destroyed.setdefault(name, [])
+        callbacks.append(callback)
+        return lambda: callbacks.remove(callback)
+
+    def _object_changed(self, event: DistributedObjectEvent) -> None:
+        if event.event_type == DistributedObjectEventType.DESTROYED:
+            for callback in list(self._on_destroyed.get(event.name, ())):
+                callback()
 
     async def has_map(self, name: str) -> bool:
         """Whether a map of that name exists in the cluster, without creating it."""

@@ -7,13 +7,11 @@ after every reconnect, and whenever its size is not the map's; in place, so that
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hazelcast.core import DistributedObjectEventType
 from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError, LookupTooLargeError
@@ -25,8 +23,6 @@ from gridscore.grid.writer import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
-
-    from hazelcast.core import DistributedObjectEvent
 
     from gridscore.grid.connection import Grid
 
@@ -73,8 +69,7 @@ class LiveCopy:
         self._doubt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._registration: str | None = None
-        self._object_registration: str | None = None
-        self._stop_watching: Callable[[], None] = lambda: None
+        self._stops: list[Callable[[], None]] = []
         self._loaded_at = 0.0
         self.loads = 0
         self.changes = 0
@@ -92,9 +87,10 @@ class LiveCopy:
         hold.
         """
         await self._grid.require_map(self.map_name)
-        self._stop_watching = self._grid.on_reconnect(self._reconnected)
+        self._stops.append(self._grid.on_reconnect(self._reconnected))
         try:
-            self._object_registration = await self._grid.client.add_distributed_object_listener(self._destroyed)
+            # A map that is refilled to the same size would look unchanged.
+            self._stops.append(await self._grid.on_destroyed(self.map_name, self._doubt.set))
             await self._load()
         except BaseException:
             await self.close()
@@ -118,27 +114,18 @@ class LiveCopy:
         if before is not None:
             await proxy.remove_entry_listener(before)
 
-    def _destroyed(self, event: DistributedObjectEvent) -> None:
-        """Load again at once: a map that is refilled to the same size would look unchanged."""
-        if event.name == self.map_name and event.event_type == DistributedObjectEventType.DESTROYED:
-            self._doubt.set()
-
     def _reconnected(self) -> None:
         """Load again, but not at the same moment as all other processes that lost the member."""
         asyncio.get_running_loop().call_later(random.uniform(0, _SPREAD_SECONDS), self._doubt.set)  # noqa: S311
 
     async def close(self) -> None:
         """Stop following the map."""
-        self._stop_watching()
-        self._stop_watching = lambda: None
+        while self._stops:
+            self._stops.pop()()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-        if self._object_registration is not None and self._grid.is_running:
-            with contextlib.suppress(HazelcastError):
-                await self._grid.client.remove_distributed_object_listener(self._object_registration)
-            self._object_registration = None
         if self._registration is not None and self._grid.is_running:
             registration, self._registration = self._registration, None
             try:

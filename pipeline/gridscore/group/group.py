@@ -31,15 +31,17 @@ import asyncio
 import logging
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError, GridscoreError
+from gridscore.grid.connection import DESTROYED_SECONDS
 from gridscore.grid.watches import wait_for
-from gridscore.group.lease_records import NOBODY
+from gridscore.group.lease_records import LEASES_MAP, NOBODY
 from gridscore.group.leases import Leases, Progress
-from gridscore.group.members import bits_of, quota
+from gridscore.group.members import bits_of, quota, registered
 from gridscore.group.offsets import Offsets
 from gridscore.group.reader import JournalReader
 from gridscore.group.rescan import Losses
@@ -123,6 +125,7 @@ class Group:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._wake = asyncio.Event()
         self._doubt = asyncio.Event()  # all journals may have begun again
+        self._destroyed: dict[int, Cursor | None] = {}  # what read each partition when the map was destroyed
         self._early: set[int] = set()
         self._filling = asyncio.Event()
         self.early_events: float = float("inf")
@@ -647,9 +650,10 @@ class Group:
         All at once after a member has joined or left, and after one journal has begun again: it may have happened to
         all, and new events soon hide it.
         """
-        stop_watching = self._grid.on_member_change(self._doubt.set)
-        waiting: deque[int] = deque()
+        grid, stops, waiting = self._grid, [self._grid.on_member_change(self._doubt.set)], deque[int]()
         try:
+            for name, call in ((self.subscription.map, self._map_destroyed), (LEASES_MAP, self._doubt_soon)):
+                stops.append(await registered(grid, partial(grid.on_destroyed, name, call)))
             while True:
                 pause = _CHECK_ROUND_SECONDS / max(len(self.held), 1)
                 if not await wait_for(self._doubt, self._members.turn(min(pause, _MAX_CHECK_SECONDS))):
@@ -658,13 +662,22 @@ class Group:
                         await self._check_one(waiting.popleft())
                     continue
                 self._doubt.clear()
-                await asyncio.gather(*map(self._check_one, list(self.held)))
+                destroyed, self._destroyed = self._destroyed, {}
+                await asyncio.gather(*(self._check_one(each, destroyed.get(each)) for each in list(self.held)))
         finally:
-            stop_watching()
+            for stop in stops:
+                stop()
 
-    async def _check_one(self, partition: int) -> None:
+    def _map_destroyed(self) -> None:
+        self._destroyed |= {partition: self._reader.cursor(partition) for partition in self.held}
+        self._doubt_soon()
+
+    def _doubt_soon(self) -> None:
+        asyncio.get_running_loop().call_later(DESTROYED_SECONDS, self._doubt.set)
+
+    async def _check_one(self, partition: int, destroyed: Cursor | None = None) -> None:
         try:
-            await self._reader.check(partition)
+            await self._reader.check(partition, destroyed)
             # The record is written only when its offset moves: somebody may have changed it meanwhile.
             if not await self._leases.check(partition):
                 self._lose([partition])

@@ -504,18 +504,42 @@ class Leases:
             lease.changing.release()
 
         await self._records.write_all(changes, written)
-        for lease in lost:
-            self._lose(lease)
+        for lease, stands in zip(lost, await asyncio.gather(*map(self._restore, lost)), strict=True):
+            if not stands:
+                self._lose(lease)
         return [lease.partition for lease in lost if lease.partition not in self.held]
 
+    async def _restore(self, lease: Lease) -> bool:
+        """Write a held lease's record again if it was removed, as when the map was destroyed; whether it stands now.
+
+        Whoever found no record would begin anew, at the oldest or latest event, with the first epoch.
+        """
+        async with lease.changing:
+            try:
+                there = await self._records.read([lease.partition])
+                if not lease.is_held or there.get(lease.partition, b"") is not None:
+                    return False
+                written = await self._records.write(lease.partition, None, self._next(lease.record))
+            except HazelcastError as error:
+                _log.debug("a lease could not be looked at: %s", error)  # it is lost
+                return False
+            if written is not None:
+                lease.adopt(written)
+            return written is not None
+
     async def check(self, partition: int) -> bool:
-        """Whether the record of a held partition is the one that was written last; if not, the lease is lost."""
+        """Whether the record of a held partition is the one that was written last, or gone and written again.
+
+        If not, the lease is lost.
+        """
         lease = self.held.get(partition)
         if lease is None or lease.changing.locked():
             return True
         text = lease.text
         there = await self._records.read([partition])
         if there.get(partition) != text and lease.text == text and not lease.changing.locked():
+            if await self._restore(lease):
+                return True
             self._lose(lease)
             return False
         return True

@@ -205,18 +205,22 @@ class JournalReader:
         for task in self._tasks:
             task.cancel()
 
-    async def check(self, partition: int) -> None:
+    async def check(self, partition: int, destroyed: Cursor | None = None) -> None:
         """Compare a partition's offset and remembered entries with its journal.
 
         The first shows a journal that has begun again while a read was parked; the second, one that has lost its newest
         entries and has others in their place.
+
+        `destroyed`: what read it when the map was destroyed: the same entries may be there again since.
         """
         cursor = self._cursors.get(partition)
         if cursor is None:
             return
+        if is_new := cursor is destroyed and cursor.offset > 0:
+            cursor.seen.clear()
         before, seen = cursor.offset, list(cursor.seen)[-_OF_PAGE:]
         oldest, newest = await self._journal.bounds(partition)
-        another = newest + 1 < before
+        another = is_new or newest + 1 < before
         if not another and seen and seen[-1][0] >= oldest:
             another = await self._last_same(partition, seen, oldest, newest) not in (seen[-1][0], _UNKNOWN)
         if another and cursor.is_current:

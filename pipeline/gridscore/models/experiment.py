@@ -358,7 +358,7 @@ async def forget(grid: Grid, job: str, results: str | None = None) -> None:
     """Remove the experiment of a job and what was counted of it; and what shadows have scored, beside those results."""
     for name in [] if results is None else [shadow_map(results, each) for each in VARIANTS[1:]]:
         if await grid.has_map(name):
-            await (await grid.map(name)).destroy()
+            await grid.destroy(name)
     counts = Records(grid, COUNTS_MAP)
     for key in await counts.keys(f"{job}/"):
         await counts.delete(key)

@@ -86,7 +86,7 @@ async def wipe(grid: Grid, found: Collection[Remnant]) -> None:
             await _forget(grid, name)
         else:
             # Clearing would not do: the journal would keep it all, and a job that begins at `oldest` would score it.
-            await (await grid.map(name)).destroy()
+            await grid.destroy(name)
 
 
 async def _forget(grid: Grid, name: str) -> None:

@@ -13,9 +13,14 @@ import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from gridscore.dead_letters.letters import MAX_RAW, walk_letters
+from gridscore.grid import transport
+from gridscore.grid.connection import DESTROYED_SECONDS
 from gridscore.grid.copies import payload
 from gridscore.grid.entries import values_of, walk
 from gridscore.grid.journal import Journal
+from gridscore.group import rescan
+from gridscore.group.lease_records import read_records
+from gridscore.group.members import registered
 from gridscore.group.offsets import NotNowError
 from gridscore.group.rescan import Event, page_of
 from gridscore.scoring.prior_results import origins_of
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
     from gridscore.dead_letters.letters import DeadLetter
     from gridscore.grid import Grid
     from gridscore.group.group import Group
-    from gridscore.job import Job
+    from gridscore.job import Job, JobRecord
     from gridscore.scoring.stats import JobStats
 
 _log = logging.getLogger(__name__)
@@ -91,10 +96,12 @@ def rejection_of(event: Event) -> Rejection:
 class MissingResults:
     """Finds the events of a job that have no result, and has them scored."""
 
-    def __init__(self, grid: Grid, job: Job, group: Group, stats: JobStats) -> None:
-        self._grid, self._job, self._group = grid, job, group
+    def __init__(self, grid: Grid, record: JobRecord, group: Group, stats: JobStats) -> None:
+        self._grid, self._job, self._group = grid, record.job, group
+        # Otherwise earlier events have no result either, and look the same.
+        self._may_search = not record.begins_late
         self._stats = stats
-        self._journal = Journal(grid, job.events)
+        self._journal = Journal(grid, self._job.events)
         self._rejected: set[Rejection] = set()
         self._letters: set[Rejection] = set()
         self._letters_at = float("-inf")
@@ -103,6 +110,38 @@ class MissingResults:
         """Events could not be scored, whether or not there was room for their dead letters."""
         # A rescan waits for those that were found in the map.
         self._rejected |= {_rejection(dead) for dead in letters if dead.sequence < 0}
+
+    async def look(self) -> None:
+        """If all results are gone, ask for their events to be scored again: by the offsets, all is well."""
+        if self._may_search and await self._are_gone():
+            leases = await read_records(self._grid, self._job.name)
+            scored = [partition for partition, lease in leases.items() if lease.offset > 0]
+            if scored and await self._are_gone():  # other workers may just have begun
+                await self._ask(scored)
+
+    async def _are_gone(self) -> bool:
+        return not await transport.map_size(self._grid.client, self._job.results)
+
+    async def follow(self) -> None:
+        """The same whenever somebody destroys the result map."""
+        destroyed = asyncio.Event()
+        stop = await registered(self._grid, lambda: self._grid.on_destroyed(self._job.results, destroyed.set))
+        try:
+            while self._may_search:
+                await destroyed.wait()
+                await asyncio.sleep(DESTROYED_SECONDS)
+                destroyed.clear()
+                await registered(
+                    self._grid, lambda: self._ask([p for p in self._group.held if self._group.acknowledged_to(p)])
+                )
+        finally:
+            stop()
+
+    async def _ask(self, partitions: Collection[int]) -> None:
+        if partitions:
+            text = "%s: the results in `%s` are gone: events without a result are searched for, and scored"
+            _log.warning(text, self._job.name, self._job.results, extra={"action": "results_gone"})
+            await rescan.request(self._grid, self._job.name, partitions, "results")
 
     async def rescan(self, partition: int) -> None:
         """Return when no event of a partition lacks a result.

@@ -151,7 +151,7 @@ class JobRunner:
         self._results = MapWriter(grid, job.results)
         limits = Limits(job.max_dead_letters, job.max_dead_letter_bytes)
         self._letters = LetterWriter(grid, job.name, limits, share=lambda: len(self.group.held) / grid.partition_count)
-        self._missing = MissingResults(grid, job, self.group, self.stats)
+        self._missing = MissingResults(grid, record, self.group, self.stats)
         self._rescanner = Rescanner(grid, lambda: self.group.held, job.name, self.stats, self._missing.rescan)
         self._superseded = Superseded(grid, job, lambda: self.group.writable)
         self._retention = Retention(
@@ -189,6 +189,7 @@ class JobRunner:
                 for work in (self._score, self.group.run, self._model.follow, self._experiment.follow, self._watch):
                     tasks.create_task(work())
                 tasks.create_task(self._learn_ring())
+                tasks.create_task(self._missing.follow())
                 tasks.create_task(self._rescanner.run())
                 tasks.create_task(self._retention.run())
                 tasks.create_task(self._superseded.run())
@@ -211,6 +212,7 @@ class JobRunner:
         await prepare(self._grid, self._job)  # a cluster that was stopped has forgotten it
         await self.group.bounds(0)  # fails at once if the map has no journal
         await self._results.prepare()
+        await self._missing.look()
         for part in (self._states, self._late, self._stage, self._requests):
             if part is not None:
                 await part.prepare()

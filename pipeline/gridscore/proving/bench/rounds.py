@@ -102,12 +102,6 @@ async def put_events(
     return done
 
 
-async def destroy(grid: Grid, map_name: str) -> None:
-    """Remove a map from the cluster, whether this client has removed it before or not."""
-    # A proxy that was destroyed once does nothing the second time, whatever was put meanwhile: so a new one.
-    await (await grid.client.get_map(map_name)).destroy()
-
-
 async def drain(grid: Grid, map_name: str, pids: Sequence[int], expected: int) -> tuple[Run, list[bytes]]:
     """Read a whole journal, one read in flight a partition, as fast as it goes; returns the events, too.
 
@@ -210,7 +204,7 @@ async def score(grid: Grid, pids: Sequence[int], job: Job, count: int, worker: s
             {stage: (ns - stages.get(stage, 0)) / 1e9 for stage, ns in stats.stage_ns.items()},
         )
     await start_over(grid, job.name)
-    await destroy(grid, job.results)
+    await grid.destroy(job.results)
     return run
 
 

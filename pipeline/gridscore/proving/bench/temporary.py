@@ -19,7 +19,6 @@ from gridscore.grid.management import first_config
 from gridscore.grid.records import Records
 from gridscore.group.lease_records import LEASES_MAP, lease_key
 from gridscore.models.drift import DRIFT_MAP
-from gridscore.proving.bench.rounds import destroy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -127,7 +126,7 @@ async def _remove(grid: Grid, job: Job) -> list[str]:
                     if not await grid.has_map(name):
                         left.remove(name)
                         break
-                    await destroy(grid, name)
+                    await grid.destroy(name)
             if job.drift is not None:
                 await Records(grid, DRIFT_MAP).delete(job.name)
             await remove_leases(grid, job.name)

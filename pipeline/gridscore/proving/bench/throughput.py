@@ -25,7 +25,6 @@ from gridscore.proving.bench.rounds import (
     PAGE,
     Meter,
     Run,
-    destroy,
     drain,
     feature_matrix,
     figures,
@@ -165,5 +164,5 @@ async def measure(
         progress(f"round {number + 1} of {rounds}: worker", 0)
         workers.append(await score(grid, pids, job, events))
     for name in (_EVENTS, "lookups.bench-users", "lookups.bench-merchants"):
-        await destroy(grid, name)
+        await grid.destroy(name)
     return Report(events, rounds, len(pids), drains, published, predictions, workers)

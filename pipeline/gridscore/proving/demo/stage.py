@@ -62,7 +62,7 @@ async def clear_stage(grid: Grid, job: Job) -> None:
     for name in (job.events, job.results):
         # Not `clear`: that would leave the journal, with every event of the earlier run and its removal. A map that was
         # only written to is not in the cluster's list of objects before somebody asks for it, so it is not searched.
-        await (await grid.client.get_map(name)).destroy()
+        await grid.destroy(name)
         await grid.client.get_map(name)
 
 

@@ -382,7 +382,7 @@ async def clear(grid: Grid, job: Job) -> None:
         await client.cancel(job.name)
     await remove_leases(grid, job.name)
     for name in (job.events, job.results, map_of(job.name), *(lookup.map for lookup in job.lookups.values())):
-        await (await grid.map(name)).destroy()
+        await grid.destroy(name)
     with contextlib.suppress(GridscoreError):
         await client.models.delete(job.model.name, 1)
     await Records(grid, MODELS_MAP).delete(job.model.name)
