@@ -72,6 +72,25 @@ def test_what_has_a_dead_letter_and_is_read_again_is_not_counted_as_without(monk
         assert (found["dead_letters"], found["unkept"]) == (KEPT, FLOOD)
 
 
+def test_a_member_that_does_not_answer_neither_fills_the_memory_nor_leaves_events_without_a_dead_letter(monkeypatch):
+    monkeypatch.setattr(letter_writer, "MOST_UNDER_WAY", 4_000)
+    with closing(Stream(ring=4_096)) as world:
+        name = world.start()
+        world.advance(10.0)
+        letters = world.workers[name].worker.runners["sim"]._letters
+        silence = Fault("silence", applied=False, request="Map.GetAll", map="dead-letters.sim", times=100_000)
+        world.cluster.faults.append(silence)
+        for wave in range(20):
+            world.put_texts({f"bad{wave}-{number}": b"{" * 75 for number in range(100)})
+            world.time.advance(0.05)
+        assert 4_000 < letters._under_way < 20_000
+        silence.times = 0
+        world.cluster.cut(name)
+        world.cluster.heal()
+        found = world.done().totals
+        assert (found["dead_letters"], found["unkept"], letters._under_way) == (2_000, 0, 0)
+
+
 def texts():
     amounts = st.one_of(st.integers(0, 999), st.floats(0, 999))
     return st.lists(amounts.map(lambda amount: json.dumps({"amount": amount, "note": "é"}).encode()), min_size=40)

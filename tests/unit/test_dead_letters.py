@@ -163,6 +163,21 @@ async def test_what_the_grid_has_already_is_not_written_again_and_takes_no_room(
         assert found == {each.id: each for each in (later, other, again[2])}
 
 
+async def test_what_the_grid_has_is_found_whatever_waits_for_a_member_that_does_not_answer():
+    async with StubCluster() as cluster:
+        grid = await cluster.connect("user")
+        writer = LetterWriter(grid, "test", Limits(10_000, 4 << 20))
+        stand = [dead(grid, n, raw=bytes(1 << 18)) for n in range(10)]
+        assert await writer.put(stand) == (10, [])
+        silence = Fault("silence", applied=False, request="Map.GetAll", map="dead-letters.*")
+        cluster.faults.append(silence)
+        waiting = asyncio.create_task(writer.put([dead(grid, 100, raw=bytes(1 << 20))]))
+        await until(lambda: not silence.times)
+        assert await writer.put(stand) == (0, [])
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
 async def test_those_of_a_batch_share_few_requests_in_a_cluster_with_the_usual_number_of_partitions():
     async with StubCluster(271) as cluster:
         grid = await cluster.connect("user")

@@ -131,10 +131,11 @@ def letter_id(partition: int, key: bytes, raw: bytes) -> str:
 
 
 def _id(partition: int, key_data: str, raw: str, size: int) -> str:
-    """The partition, and 16 of the digits of a hash: the first that lead to one of the `_FEW`."""
+    """The partition, and 16 digits of a hash: the first run of them whose ID lies in one of the `_FEW`."""
     digits = hashlib.sha512(f"{key_data}\n{raw}\n{size}".encode()).hexdigest().encode()
     head = b"%d-" % partition
-    hashed = (len(head) + 16).to_bytes(4, "big") + head  # of the serialized ID, as `partition_of` has it
+    # As `partition_of`, which would take twice the time.
+    hashed = (len(head) + 16).to_bytes(4, "big") + head
     for at in range(len(digits) - 15):
         if abs(mmh3.hash(hashed + digits[at : at + 16], HASH_SEED)) % _USUAL_PARTITIONS < _FEW:
             break

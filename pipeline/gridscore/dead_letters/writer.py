@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _USUAL_BYTES, _PART = 1_024, 10
+MOST_UNDER_WAY = 64 << 20  # bytes of events that wait: a member that does not answer must not fill the memory
 COUNT_SECONDS = 2.0  # how long a look at the number of dead letters is valid
 SAY_SECONDS = 10.0  # pause between two lines in the log about dead letters
 
@@ -91,7 +92,6 @@ class Place(NamedTuple):
 
     partition: int
     letters: list[Placed]
-    is_blocked: bool  # a member does not answer: letters for it must not fill the memory
 
 
 class LetterWriter:
@@ -109,7 +109,7 @@ class LetterWriter:
         self._looked_at = float("-inf")
         self._entries, self._size = 0, 0.0  # room that this process may take
         self._weights = Weights()
-        self._under_way = 0
+        self._under_way, self._less_under_way = 0, asyncio.Event()
         self._unsaid = self._unkept_unsaid = 0
         self._said_at = float("-inf")
         self._saying: asyncio.TimerHandle | None = None
@@ -120,16 +120,19 @@ class LetterWriter:
         """A key as the grid stores it."""
         return self._writer.serialize_key(key)
 
-    def places(self, letters: Iterable[DeadLetter], *, within: bool = True) -> list[Place]:
+    async def room(self) -> None:
+        """Return when no more than `MOST_UNDER_WAY` is under way."""
+        while self._under_way > MOST_UNDER_WAY:
+            self._less_under_way.clear()
+            await self._less_under_way.wait()
+
+    def places(self, letters: Iterable[DeadLetter]) -> list[Place]:
         """Letters by the partition that they go to; of several with one ID, the last. For `put_in`, at once."""
         found = {each.key: each for each in (Placed(dead, self.serialize_key(dead.id)) for dead in letters)}
         by_partition: dict[int, list[Placed]] = {}
-        size = self._under_way
         for key, each in found.items():
-            size += len(each.dead.raw)
             by_partition.setdefault(partition_of(key, self._grid.partition_count), []).append(each)
-        is_blocked = within and self._under_way > 0 and size > self._limits.size
-        return [Place(partition, some, is_blocked) for partition, some in by_partition.items()]
+        return [Place(partition, some) for partition, some in by_partition.items()]
 
     async def put(self, letters: Iterable[DeadLetter], *, until: float | None = None, within: bool = True) -> Put:
         """Write those that the grid does not have, as far as there is room.
@@ -142,15 +145,13 @@ class LetterWriter:
         Raises:
             HazelcastError: At least one was not confirmed.
         """
-        puts = [self.put_in(each, until=until, within=within) for each in self.places(letters, within=within)]
+        puts = [self.put_in(each, until=until, within=within) for each in self.places(letters)]
         done = [_done(each) for each in await asyncio.gather(*puts, return_exceptions=True)]
         return Put(sum(each.new for each in done), [dead for each in done for dead in each.left])
 
     async def put_in(self, place: Place, *, until: float | None = None, within: bool = True) -> Put:
-        """The same of those of one place."""
-        partition, letters, is_blocked = place
-        if is_blocked:
-            return Put(0, [each.dead for each in letters])
+        """Write those of one place, as `put` does."""
+        partition, letters = place
         size = sum(len(each.dead.raw) for each in letters)
         self._under_way += size
         try:
@@ -169,6 +170,7 @@ class LetterWriter:
             return Put(new, [each.dead for each in left])
         finally:
             self._under_way -= size
+            self._less_under_way.set()
 
     async def _write(self, partition: int, letters: Sequence[Placed], until: float | None) -> int:
         if letters:

@@ -286,6 +286,7 @@ class JobRunner:
             most = most if states is None else min(most, states.batch_events)
             unacknowledged = UNACKNOWLEDGED_EVENTS * min(most, BATCH_EVENTS) // BATCH_EVENTS
             await group.drain(unacknowledged, self._windows.forget if self._windows is not None else None)
+            await self._letters.room()
             if not (arrivals := group.take(most)):
                 continue
             for portion in [arrivals] if self._requests is None else portions(arrivals):
