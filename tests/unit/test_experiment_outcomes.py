@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import time
+from functools import partial
 from types import SimpleNamespace
 
 import msgspec
@@ -15,11 +17,11 @@ from test_experiments import NOW, begun, counts, eventually, experiment, nothing
 from test_stub_grid import booster
 
 from gridscore.cli import experiment as command
-from gridscore.errors import JobFileError, UsageError
+from gridscore.errors import GridscoreError, JobFileError, UsageError
 from gridscore.grid.records import Records
 from gridscore.job import parse_job
 from gridscore.models import outcomes
-from gridscore.models.experiment import EXPERIMENTS_MAP, judged, waits_for
+from gridscore.models.experiment import EXPERIMENTS_MAP, experiment_in, judged, waits_for
 from gridscore.models.outcomes import Bound, Labelled, Outcome, Outcomes, Rows, _students, outcomes_of
 from gridscore.models.variants import GROUPS
 from gridscore.operations.health import Level, Look, examine
@@ -668,6 +670,111 @@ async def test_a_record_that_becomes_unreadable_while_labels_are_looked_at_ends_
 
         await eventually(goes_on)
         looking.cancel()
+
+
+class Watched:
+    """Workers that look at the labels of an experiment, in the test's time."""
+
+    def __init__(self, grid, monkeypatch, workers):
+        self._grid, self._records, self._now = grid, Records(grid, EXPERIMENTS_MAP), 0.0
+        self._turns = [0] * workers
+        self.looks, self.fails = [0] * workers, set()
+        monkeypatch.setattr(grid, "clock", lambda: self._now)
+        monkeypatch.setattr(looks, "PUBLISH_SECONDS", 0.0)
+        monkeypatch.setattr(
+            looks, "Look", lambda _grid, _job, trial: SimpleNamespace(outcomes=partial(self._look, trial))
+        )
+
+    async def _look(self, trial):
+        self.looks[trial.rank] += 1
+        if trial.rank in self.fails:
+            raise GridscoreError("there is no room here")
+        return Outcomes(number=trial.experiment.outcomes.number + 1, at=int(time.time() * 1000))
+
+    async def begin(self):
+        self._known = tried = experiment(since="1970-01-01T00:00:03Z", limits=LIMITS)
+        await put(self._grid, EXPERIMENTS_MAP, {"payments": tried.to_json()})
+        everybody = set(range(len(self._turns)))
+        self._tasks = [
+            asyncio.create_task(
+                looks.look_at_labels(
+                    self._grid,
+                    self._records,
+                    parse_job(LABELLED, "test"),
+                    SimpleNamespace(rank=lambda _name, rank=rank: rank, group=lambda _name: everybody),
+                    partial(self._current, rank),
+                )
+            )
+            for rank in everybody
+        ]
+
+    def _current(self, rank):
+        self._turns[rank] += 1
+        return SimpleNamespace(rank=rank, experiment=self._known)
+
+    async def go_on(self, pauses):
+        """Let that many pauses between two looks go by; gives what is noted then."""
+        for _ in range(pauses * 5):
+            self._now += outcomes.LOOK_SECONDS / 5
+            before = [*self._turns]
+            async with asyncio.timeout(20):  # two turns, of which one is wholly of this time
+                while any(now < then + 2 for now, then in zip(self._turns, before, strict=True)):
+                    await asyncio.sleep(0)
+            self._known = experiment_in(await self._records.get("payments"))
+        return self._known.outcomes
+
+    async def alerts(self):
+        found = await Records(self._grid, "alerts.payments").all()
+        return [(each.value["state"], each.value["why"]) for each in found.values()]
+
+    def end(self):
+        for each in self._tasks:
+            each.cancel()
+
+
+async def test_who_cannot_look_at_labels_leaves_it_to_the_others_and_alarms_nobody(monkeypatch):
+    async with StubCluster(partitions=5) as stub:
+        watched = Watched((await stub.client()).grid, monkeypatch, 3)
+        watched.fails = {0}
+        await watched.begin()
+        assert (await watched.go_on(2)).problem == "there is no room here"
+        after = await watched.go_on(98)
+        assert after.number > 30  # one in three pauses, as the second one does
+        assert after.problem == ""
+        assert not after.is_old(time.time())
+        assert 2 <= watched.looks[0] <= 5  # it tries again, rarely
+        assert watched.looks[2] == 0
+        assert await watched.alerts() == []
+        watched.fails = set()
+        await watched.go_on(40)
+        before = [*watched.looks]
+        await watched.go_on(10)
+        assert [now > then for now, then in zip(watched.looks, before, strict=True)] == [True, False, False]
+        watched.end()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+async def test_labels_that_nobody_can_look_at_alarm_until_somebody_can(monkeypatch, workers):
+    async with StubCluster(partitions=5) as stub:
+        watched = Watched((await stub.client()).grid, monkeypatch, workers)
+        watched.fails = set(range(workers))
+        await watched.begin()
+        await watched.go_on(4)
+        assert await watched.alerts() == [("started", "there is no room here")]
+        watched.fails = set()
+        assert (await watched.go_on(8)).problem == ""
+        assert [state for state, _ in await watched.alerts()] == ["ended"]
+        watched.end()
+
+
+async def test_an_alert_of_labels_is_ended_if_the_experiment_ends_just_then():
+    async with StubCluster(partitions=5) as stub:
+        grid, job = (await stub.client()).grid, parse_job(LABELLED, "test")
+        waits = experiment(since="1970-01-01T00:00:03Z", limits=LIMITS, outcomes=Outcomes(number=1, problem="none"))
+        await put(grid, EXPERIMENTS_MAP, {"payments": waits.ended(0, "shift", "now", told=True).to_json()})
+        await looks._tell(grid, Records(grid, EXPERIMENTS_MAP), job, waits, Outcomes(number=2, problem="none"))
+        ((_, alert),) = (await stub.results("alerts.payments", 1)).items()
+        assert (alert["measure"], alert["state"]) == ("labels", "ended")
 
 
 async def is_told(client):

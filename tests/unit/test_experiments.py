@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import zlib
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -25,7 +26,7 @@ from gridscore.group.reader import Arrival, Cursor
 from gridscore.job import parse_job
 from gridscore.models import LoadedModel
 from gridscore.models.candidate import Candidate
-from gridscore.models.experiment import EXPERIMENTS_MAP, Experiment, Limits, judged
+from gridscore.models.experiment import EXPERIMENTS_MAP, LABELS, Experiment, Limits, judged, tell_alert
 from gridscore.models.metrics import psi
 from gridscore.models.variants import COUNTS_MAP, GROUPS, VARIANTS, Counted, Counts, Tally, compared, holm, shift_of
 from gridscore.operations.status import Observer
@@ -762,6 +763,27 @@ async def test_who_judges_an_experiment_reads_nothing_of_other_jobs(monkeypatch)
         assert (await written.keys("payments/"), len(await written.keys("other-"))) == (set(), 20)
 
 
+@pytest.mark.parametrize("count", [1, 40])
+async def test_more_workers_list_what_was_counted_no_more_often(monkeypatch, count):
+    async with StubCluster(partitions=5) as stub:
+        grid, now, lists = (await stub.client()).grid, 0.0, 0
+        monkeypatch.setattr(grid, "clock", lambda: now)
+        members = SimpleNamespace(worker="w0", group=lambda _name: {f"w{n}" for n in range(count)})
+        live = LiveExperiment(grid, SimpleNamespace(name="payments"), {}, None, JobStats(), members)
+        listed = live._counts.keys
+
+        async def keys(prefix):
+            nonlocal lists
+            lists += 1
+            return await listed(prefix)
+
+        monkeypatch.setattr(live._counts, "keys", keys)
+        for _ in range(100):
+            now += count  # one of them judges each second
+            await live._judge(experiment(since="2026-01-01T00:00:00Z"), members)
+        assert lists == 10
+
+
 async def test_a_worker_that_cannot_load_the_challenger_says_so_and_its_events_are_the_champions(monkeypatch):
     async with StubCluster(partitions=5) as stub:
         client = await begun(stub)
@@ -864,6 +886,23 @@ async def test_an_alert_that_is_put_while_the_experiment_is_stopped_is_ended(mon
             await client.stop_experiment("payments")
             (made,) = (await stub.results("alerts.payments", 1)).values()
             assert (made["measure"], made["state"]) == ("experiment", "ended")
+
+
+async def test_an_experiment_that_ends_waits_for_no_labels_any_more():
+    async with StubCluster(partitions=5) as stub:
+        client = await begun(stub)
+        async with stub.worker():
+            found = await client.start_experiment("payments", 2, split=50, max_psi=0.0001, least=20)
+            await takes_part(client, found)
+            await tell_alert(client.grid, (await client.jobs.get("payments")).job, found, LABELS, "there are none")
+            await client.put_events("events.payments", {f"e{n}": {"amount": n % 200} for n in range(600)})
+
+            async def states():
+                made = await stub.results("alerts.payments", 1)
+                states = {each["measure"]: each["state"] for each in made.values()}
+                return states == {"experiment": "started", "labels": "ended"}
+
+            await eventually(states)
 
 
 async def test_a_job_that_is_submitted_anew_has_no_experiment_and_its_version_can_go():

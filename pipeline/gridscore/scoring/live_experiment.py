@@ -27,6 +27,7 @@ from gridscore.models import Registry
 from gridscore.models.experiment import (
     ENDED,
     EXPERIMENTS_MAP,
+    LABELS,
     Experiment,
     counts_of,
     end_alerts,
@@ -55,7 +56,7 @@ _log = logging.getLogger(__name__)
 RECENT_SECONDS = 60.0  # what was counted lately is judged as well as all
 _RETRY_SECONDS = 10.0
 _TELL_SECONDS = 5.0
-_LIST_SECONDS = 10.0
+_LIST_SECONDS = 10.0  # by all workers together
 
 
 class LiveExperiment:
@@ -213,10 +214,10 @@ class LiveExperiment:
 
     async def _judge(self, experiment: Experiment, members: Members) -> None:
         """Move the experiment on, or end it, if it is time."""
-        name, clock = experiment.job, self._grid.clock()
+        name, clock, group = experiment.job, self._grid.clock(), members.group(experiment.job)
         if clock >= self._list_at:  # all keys of all jobs are many
-            self._keys, self._list_at = await self._counts.keys(f"{name}/"), clock + _LIST_SECONDS
-        self._keys |= {f"{name}/{worker}" for worker in members.group(name)}
+            self._keys, self._list_at = await self._counts.keys(f"{name}/"), clock + _LIST_SECONDS * len(group)
+        self._keys |= {f"{name}/{worker}" for worker in group}
         total = await counts_of(self._grid, experiment, self._keys)
         while len(self._seen) > 1 and self._seen[1][0] <= clock - RECENT_SECONDS:
             self._seen.popleft()
@@ -258,6 +259,8 @@ class LiveExperiment:
                 _log.warning("%s: %s: %s", found.job, what[0], each.why, extra={"action": "experiment_end"})
                 await self._registry.note(found.model, what[0], version=each.version, why=each.why)
             await tell_alert(self._grid, self._record.job, found, ENDED, each.why, name)
+        if found.state != "running":  # nobody looks at labels any more
+            await end_alerts(self._grid, self._record.job, found, LABELS)
         record = await self._records.get(found.job)
         now = None if record is None else experiment_in(record)
         if now is None or now.id != found.id:  # who has stopped it may have seen no alert to end

@@ -44,6 +44,7 @@ _log = logging.getLogger(__name__)
 MOST_ROWS = 200_000
 _MOST_LABELS = 500_000
 _PAGE = 200  # so that no event waits long for one
+_OUT = 10  # looks of others that a worker lets pass after it could not
 
 
 class _Row(NamedTuple):
@@ -190,13 +191,13 @@ async def look_at_labels(
 ) -> None:
     """Look at the labels of a job's experiment from time to time, until cancelled, and note what they say.
 
-    One worker does. If the record does not change for long, so that the worker is gone or cannot, the next one does;
-    two at once find the same.
+    One worker does. If no look is noted for long, so that the worker is gone or cannot, the next one does; two at once
+    find the same.
 
     `current`: gives what this worker does for the experiment; None if there is none.
     """
     mark: tuple[Any, ...] = ()
-    since, told = 0.0, ""
+    since, told, out = 0.0, "", 0
     while True:
         await asyncio.sleep(PUBLISH_SECONDS)
         trial = current()
@@ -204,8 +205,10 @@ async def look_at_labels(
             continue
         outcomes, clock = experiment.outcomes, grid.clock()
         if mark != (now := (experiment.id, experiment.step, outcomes.number)):
-            mark, since = now, clock
-        if clock - since < outcomes.pause * (1 + 2 * members.rank(job.name)):
+            mark, since, out = now, clock, max(0, out - 1)
+        # Who failed comes after the others, or its failures would hide what they find.
+        turn = 2 * len(members.group(job.name)) if out else 1 + 2 * members.rank(job.name)
+        if clock - since < outcomes.pause * turn:
             continue
         since = clock
         try:
@@ -214,9 +217,10 @@ async def look_at_labels(
             said = str(error) if isinstance(error, GridscoreError) else f"{type(error).__name__}: {error}"
             if said != told:
                 _log.warning("%s: the labels of the experiment could not be looked at: %s", job.name, said)
-            told, found = said, replace(outcomes, number=outcomes.number + 1, problem=said[:1_000])
+            # Its number stays, and with it the time since which the others have waited.
+            told, out, found = said, _OUT, replace(outcomes, problem=said[:1_000])
         else:
-            told = ""
+            told, out = "", 0
         try:
             if await _note(records, experiment, found):
                 await _tell(grid, records, job, experiment, found)
@@ -231,7 +235,7 @@ async def _note(records: Records, experiment: Experiment, found: Outcomes) -> bo
         current = None if record is None else experiment_in(record)
         if record is None or current is None or current.id != experiment.id or current.state != "running":
             return False
-        if current.outcomes.number >= found.number:
+        if current.outcomes.number > experiment.outcomes.number:
             return False
         try:
             await records.replace(record, replace(current, outcomes=found).to_json())
@@ -248,5 +252,7 @@ async def _tell(grid: Grid, records: Records, job: Job, experiment: Experiment, 
     elif experiment.outcomes.problem and experiment.is_due(time.time()):
         await tell_alert(grid, job, experiment, LABELS, found.problem)
         record = await records.get(experiment.job)
-        if record is None or experiment_in(record).id != experiment.id:  # who stopped it may have seen no alert to end
+        now = None if record is None else experiment_in(record)
+        # Who stopped or ended it may have seen no alert to end.
+        if now is None or now.id != experiment.id or now.state != "running":
             await end_alerts(grid, job, experiment, LABELS)
