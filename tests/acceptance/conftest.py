@@ -8,16 +8,20 @@ from pathlib import Path
 
 import pytest
 from commands import GRIDSCORE
+from filelock import FileLock
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
     """With the compiled loops; made of the source distribution, so that nothing is compiled in the checkout."""
-    folder = tmp_path_factory.mktemp("dist")
-    # Without --python it builds for the `.venv` of the folder that it is called in.
-    uv = [Path(sys.executable).with_name("uv"), "build", "-q", "--python", sys.executable]
-    words = [*uv, "-o", folder, Path(__file__).parents[2]]
-    subprocess.run(words, env={**os.environ, "GRIDSCORE_COMPILE": "1"}, check=True)
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "dist"
+    with FileLock(f"{folder}.lock"):  # one worker makes it for all
+        if not any(folder.glob("*.whl")):
+            # Without --python it builds for the `.venv` of the folder that it is called in.
+            uv = [Path(sys.executable).with_name("uv"), "build", "-q", "--python", sys.executable]
+            words = [*uv, "-o", folder, Path(__file__).parents[2]]
+            subprocess.run(words, env={**os.environ, "GRIDSCORE_COMPILE": "1"}, check=True)
     [made] = folder.glob("*.whl")
     return made
 
