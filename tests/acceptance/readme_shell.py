@@ -63,12 +63,19 @@ class Shell:
     def stop(self, name, number=signal.SIGTERM):
         process = self.running.pop(name)
         process.send_signal(number)
-        try:
-            return process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
+        return _end_of(process)
+
+    def close(self):
+        """Stop everything: side by side, but for what was started first, which may be the cluster of the others."""
+        first, *others = self.running.values() or [None]
+        self.running.clear()
+        for process in others:
+            process.send_signal(signal.SIGTERM)
+        for process in others:
+            _end_of(process)
+        if first is not None:
+            first.send_signal(signal.SIGTERM)
+            _end_of(first)
 
     def log(self, name):
         return (self.folder / f"{name}.log").read_text()
@@ -85,6 +92,16 @@ class Shell:
         self.until(lambda: self.run("gridscore jobs").returncode == 0, "up")
 
 
+def _end_of(process):
+    """Its exit code, once it has ended."""
+    try:
+        return process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
+
+
 @contextmanager
 def shell_in(folder, **more):
     """A shell in a folder, with a home of its own; of Gridscore's settings, where its artifacts are, and `more`."""
@@ -94,8 +111,7 @@ def shell_in(folder, **more):
     try:
         yield shell
     finally:
-        for name in reversed(list(shell.running)):
-            shell.stop(name)
+        shell.close()
 
 
 def commands_of(readme, title):
