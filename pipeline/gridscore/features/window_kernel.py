@@ -30,7 +30,6 @@ MAX_OPEN = 128
 MAX_CLOSED = 64  # closed elements of a time; above, those are put together that lie in the same of `CELLS` parts of it
 CELLS = 32
 MAX_VALUES = 256  # closed values that are told apart
-MOST_LAST = 1_000  # of how many last events a series may be
 # Half-lives without an event after which `decayed` is 0: states have an end, and a history sees none either.
 HALF_LIVES = 32
 

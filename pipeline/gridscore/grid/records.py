@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from gridscore.grid.connection import Grid
-
-_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 

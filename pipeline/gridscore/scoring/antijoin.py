@@ -11,7 +11,6 @@ without SQL, `NotBySqlError` is raised, and the maps are walked from here (see `
 from __future__ import annotations
 
 import contextlib
-import logging
 import struct
 import time
 import uuid
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from gridscore.grid import Grid
-
-_log = logging.getLogger(__name__)
 
 MAX_ENTRIES = 10_000_000  # entries of both maps above which the members are not asked to hold their keys
 _MAPPING = "gridscore_audit_"

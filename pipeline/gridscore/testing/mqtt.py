@@ -70,8 +70,8 @@ class MqttBroker(GuardedServer):
 
     It also ends when this process ends, whatever way. Make one with :meth:`start`.
 
-    `kind`: which broker it is; `durable`: whether it keeps sessions and messages over a kill; `url`: where it listens
-    for MQTT 5; `url_3`: where it listens for MQTT 3.1.1; `log_file`: what it prints.
+    `kind`: which broker it is; `url`: where it listens for MQTT 5; `url_3`: where it listens for MQTT 3.1.1;
+    `log_file`: what it prints.
     """
 
     START_SECONDS = 20.0
@@ -81,7 +81,6 @@ class MqttBroker(GuardedServer):
     ) -> None:
         super().__init__("MQTT broker", folder / "broker.log")
         self.kind = kind
-        self.durable = kind == "mosquitto"
         first, second = choose_ports(2, 0)
         self._ports = [first] if kind == "mosquitto" else [first, second]
         scheme = "mqtts" if certificate else "mqtt"
@@ -115,7 +114,7 @@ class MqttBroker(GuardedServer):
         return broker
 
     def save(self) -> None:
-        """Let it write down all that it has acknowledged, so that a kill does not lose it; for one that is `durable`.
+        """Let it write down all that it has acknowledged, so that a kill does not lose it; mosquitto does.
 
         Raises MemberError if it does not.
         """

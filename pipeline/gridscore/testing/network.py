@@ -109,7 +109,6 @@ class Link(asyncio.Transport):
         self._cluster, self._loop, self._protocol = cluster, loop, protocol
         self._hold_seconds = hold_seconds
         self._patience: asyncio.TimerHandle | None = None
-        self._dead = False
         self.client, self.member = client, member
         self.alive = True
         members_loop = cluster.loop or loop
@@ -186,7 +185,6 @@ class Link(asyncio.Transport):
 
     def die(self) -> None:
         """The client's process is gone: what it has sent arrives, nothing reaches it."""
-        self._dead = True
         self.alive = False
         self._down.clear()
         self._finish()

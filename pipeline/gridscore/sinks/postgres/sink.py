@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.sinks.base import Delivery
     from gridscore.sinks.postgres.settings import PostgresSinkSettings
-
-_log = logging.getLogger(__name__)
 
 _LAST_SECONDS = 0.25  # no statement is begun when less than this is left of the leases
 _LOOK_SECONDS = 3.0
