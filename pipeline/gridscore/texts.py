@@ -22,6 +22,17 @@ def count_text(number: float, one: str, many: str = "") -> str:
     return f"{number:,.0f} {one if number == 1 else many or one + 's'}"
 
 
+def ranges_text(numbers: Iterable[int]) -> str:
+    """Numbers in order, with their ranges together: `0-67, 70`."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
+
+
 def clock_text() -> str:
     """The time of day: `13:05:59`."""
     return dt.datetime.now().astimezone().strftime("%H:%M:%S")

@@ -13,10 +13,10 @@ from msgspec import Meta
 
 from gridscore.errors import ModelError, ModelNotFoundError
 from gridscore.models.version import CHUNK, Positive, Sha256, Text
-from gridscore.texts import did_you_mean
+from gridscore.texts import did_you_mean, ranges_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from gridscore.job.release import Release
 
@@ -147,7 +147,8 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
         if version is not None:
             if version not in self.versions:
                 raise ModelNotFoundError(
-                    f"The model `{name}` has no version {version}.", f"Its versions: {ranges(sorted(self.versions))}."
+                    f"The model `{name}` has no version {version}.",
+                    f"Its versions: {ranges_text(sorted(self.versions)) or 'none'}.",
                 )
             return version
         alias = alias or "champion"
@@ -186,7 +187,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
         raise ModelError(
             f"The alias `{alias}` of the model `{name}` never pointed at another version than {now}.",
             f"Name the version: `gridscore model promote {name} --version N`. "
-            f"Its versions: {ranges(sorted(self.versions))}.",
+            f"Its versions: {ranges_text(sorted(self.versions)) or 'none'}.",
         )
 
     def begun(self, upload: str, now: float) -> ModelRecord:
@@ -340,14 +341,3 @@ def _cleared_away(name: str) -> ModelError:
         f"Pushing the model `{name}` was without a sign of life for so long that another push cleared it away.",
         "Push it again.",
     )
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Numbers in ascending order, as a person would list them: `1-4, 7`."""
-    groups: list[list[int]] = []
-    for number in numbers:
-        if groups and number == groups[-1][1] + 1:
-            groups[-1][1] = number
-        else:
-            groups.append([number, number])
-    return ", ".join(f"{first}-{last}" if first != last else str(first) for first, last in groups) or "none"

@@ -11,10 +11,10 @@ import numpy as np
 
 from gridscore.features.baseline import counts_in, psi
 from gridscore.operations.health import is_well
-from gridscore.texts import count_text
+from gridscore.texts import count_text, ranges_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from gridscore.features.baseline import Column
     from gridscore.operations.explain import Explanation
@@ -77,17 +77,6 @@ def _remark(status: JobStatus, figures: JobFigures, owned: int, lag: int, p99: f
     if figures.model_error:
         said.append(f"cannot use the model that is meant: {figures.model_error}")
     return "; ".join(said)
-
-
-def ranges_text(numbers: Iterable[int]) -> str:
-    """Numbers in order, with their ranges together: `0-67, 70`."""
-    ranges: list[list[int]] = []
-    for number in numbers:
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number, number])
-    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
 
 
 def why_lag_grows(points: Sequence[Point]) -> str:
