@@ -551,6 +551,20 @@ MUTANTS = [
         "return 1.96",
         ("tests/unit/test_experiment_outcomes.py", "-k", "again_and_again"),
     ),
+    Mutant(
+        "an event in whose call a process ends once is set aside",
+        "features/function_process.py",
+        "_TRIES, _TRIES_FROM_OUTSIDE = 2, 3",
+        "_TRIES, _TRIES_FROM_OUTSIDE = 1, 3",
+        ("tests/unit/test_feature_functions.py", "-k", "damaged"),
+    ),
+    Mutant(
+        "a new process of functions is not asked what an earlier one has answered",
+        "features/function_process.py",
+        "() if reply.why else self._warming.values()",
+        "()",
+        ("tests/unit/test_feature_functions.py", "-k", "no_longer_answers"),
+    ),
 ]
 
 

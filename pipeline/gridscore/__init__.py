@@ -4,7 +4,8 @@ What a program needs is here:
 
 * `connect` to a cluster, and put events, push models, submit jobs, and iterate over results: `async with connect()`
   gives a `Client`, `with connect()` a `BlockingClient` for scripts and notebooks;
-* `load_job` and `offline_matrix`, to train on exactly the features that the stream will see;
+* `load_job` and `offline_matrix`, to train on exactly the features that the stream will see; `allow_python`, if some of
+  them are Python functions;
 * `Cluster`, to start real members from Python;
 * `GridscoreError`, the root of every error that a person can act on.
 """
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from gridscore.client.blocking import BlockingClient
     from gridscore.errors import EventRejectedError, GridscoreError, NoResultError
     from gridscore.features import OfflineMatrix, offline_matrix
+    from gridscore.features.functions import allow_python
     from gridscore.grid import GridSettings
     from gridscore.grid.member import Cluster
     from gridscore.job import Job, load_job
@@ -46,6 +48,7 @@ _HOMES = {
     "Result": "gridscore.results.stream",
     "ResultStream": "gridscore.results.stream",
     "Worker": "gridscore.scoring",
+    "allow_python": "gridscore.features.functions",
     "connect": "gridscore.client",
     "load_ipython_extension": "gridscore.client.notebook",
     "load_job": "gridscore.job",
@@ -65,6 +68,7 @@ __all__ = [
     "Result",
     "ResultStream",
     "Worker",
+    "allow_python",
     "connect",
     "load_job",
     "offline_matrix",

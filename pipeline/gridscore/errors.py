@@ -63,6 +63,10 @@ class ExpressionError(UsageError):
     """An expression of a job file does not parse, or uses a name, function or type that it cannot."""
 
 
+class FunctionError(GridscoreError):
+    """A Python function of a job's features is not allowed here, cannot be imported, or has failed for an event."""
+
+
 class TableError(UsageError):
     """A history or lookup file cannot be read, or lacks a column that the job needs."""
 

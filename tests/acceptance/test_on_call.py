@@ -1305,6 +1305,8 @@ FULL = Fault(  # on a member of its own: one that is this full may end
 ELSEWHERE = {
     # A copy is old after eleven minutes.
     "job lookup_old": "unit/test_health.py::test_models_that_are_refused_and_lookups_that_are_old",
+    "job functions": "acceptance/test_functions_on_members.py"
+    "::test_a_function_that_breaks_and_is_mended_costs_no_event",
     # That takes arithmetic which differs.
     "job parity": "simulation/test_parity.py"
     "::test_a_result_with_another_bit_is_found_stored_and_makes_the_job_unwell_until_it_is_gone",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import ChosenModel, Connection, JobOrFile, Json, valid, working
+from gridscore.cli.options import AllowPython, ChosenModel, Connection, JobOrFile, Json, valid, working
 from gridscore.cli.output import console, counted, print_json, print_table, print_warnings, run, safe
 from gridscore.errors import UsageError
 
@@ -41,6 +41,7 @@ def backtest(
         Path | None, typer.Option(help="Directory with a table for each lookup. Else the maps of the cluster, as now.")
     ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with plots.")] = None,
+    allow_python: AllowPython = None,  # noqa: ARG001 -- its callback does it
     connection: Connection,
     as_json: Json = False,
 ) -> None:

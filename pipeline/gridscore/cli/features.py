@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import Json  # noqa: TC001 -- typer reads the annotations
+from gridscore.cli.options import AllowPython, Json  # noqa: TC001 -- typer reads the annotations
 from gridscore.cli.output import console, print_json, print_table, print_warnings, progress_bar, safe
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def features(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out rows that are not events of the schema, and count them.")
     ] = False,
+    allow_python: AllowPython = None,  # noqa: ARG001 -- its callback does it
     as_json: Json = False,
 ) -> None:
     """Make the training matrix from a history: exactly the features that the stream would see.

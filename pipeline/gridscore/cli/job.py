@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import App, Connection, Json, map_names, working
+from gridscore.cli.options import AllowPython, App, Connection, Json, map_names, modules_in, working
 from gridscore.cli.output import console, print_json, print_table, print_warnings, run, safe
 from gridscore.cli.preview import preview
-from gridscore.errors import UsageError
+from gridscore.errors import FunctionError, UsageError
 
 if TYPE_CHECKING:
     from gridscore.job import Job
@@ -26,6 +26,7 @@ def check(
     model: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A model (XGBoost UBJ or JSON) that should fit the job.")
     ] = None,
+    allow_python: AllowPython = None,
     as_json: Json = False,
 ) -> None:
     """Check a job file: every problem with its line, or what the job will do.
@@ -58,7 +59,7 @@ def check(
         f"`{job.model.name}` ({which}) into `{job.results}`."
     )
     rows = [
-        (name, "" if feature.default is None else f"{feature.default:g}", feature.expression)
+        (name, "" if feature.default is None else f"{feature.default:g}", str(feature))
         for name, feature in job.features.items()
     ]
     hint = "Its features are the model's own, read from the event as they are: `--model FILE` shows them."
@@ -78,6 +79,8 @@ def check(
         )
         if job.is_complete and job.routes_windows:
             console.print("Live, workers ask for them in the partitions of their entities, over two more maps.")
+    if job.has_functions:
+        _print_functions(job, modules_in(allow_python))
     print_warnings(filter(None, [job.what_may_leak]))
     plugs = [
         *((name, "source", sources.KINDS.of(source).name, source.to) for name, source in job.sources.items()),
@@ -86,6 +89,28 @@ def check(
     if plugs:
         console.print()
         print_table(("NAME", "IS A", "KIND", "MAP"), plugs, empty="")
+
+
+def _print_functions(job: Job, allowed: list[str]) -> None:
+    """Where its Python functions are here; those that are allowed are imported."""
+    from gridscore.features.functions import whereabouts
+    from gridscore.function_calls import require_allowed, resolved
+
+    rows, problems = [], []
+    for target in dict.fromkeys(feature.python for feature in job.features.values() if feature.python):
+        calls = "not allowed here"
+        try:
+            require_allowed(target, allowed)
+            calls = "cannot be called here"
+            resolved(target, allowed)
+            calls = "can be called here"
+        except FunctionError as error:
+            problems += [f"{error.message} {error.hint}"] if calls.startswith("cannot") else []
+        rows.append((target, whereabouts(target), calls))
+    console.print()
+    print_table(("FUNCTION", "FROM", "HERE"), rows, empty="")
+    console.print("Workers call them only if they are started with --allow-python.")
+    print_warnings(problems)
 
 
 def _with_model(job: Job, model: Path) -> Job:

@@ -197,7 +197,7 @@ def jobs(context: typer.Context, *, connection: Connection, as_json: Json = Fals
     rows += [(each.key, INVALID, *[None] * 8) for each in flow.invalid]
     print_table(columns, rows, empty="No jobs. `gridscore submit FILE` submits one.")
     for s in statuses:
-        for problem in [s.record.error, *s.model_errors, *s.lookup_errors]:
+        for problem in [s.record.error, *s.model_errors, *s.lookup_errors, *s.function_errors]:
             if problem:
                 text = f"[yellow]{safe(s.record.name)}:[/] {safe(problem, layout=True)}"
                 console.print(text)

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gridscore.cli import model_files, model_moves, model_report
-from gridscore.cli.options import AllowChanged, App, Connection, Json, ModelName, Override, Why, ask, run_on
+from gridscore.cli.options import (
+    AllowChanged,
+    AllowPython,
+    App,
+    Connection,
+    Json,
+    ModelName,
+    Override,
+    Why,
+    ask,
+    run_on,
+)
 from gridscore.cli.output import console, counted, print_json, print_table, print_warnings, safe, say
 from gridscore.texts import count_text
 
@@ -61,6 +72,7 @@ def push(
     parity: Annotated[
         bool, typer.Option(help="Compare what it gives for the newest events of its jobs with the same offline.")
     ] = True,
+    allow_python: AllowPython = None,  # noqa: ARG001 -- its callback does it
     connection: Connection,
     as_json: Json = False,
 ) -> None:

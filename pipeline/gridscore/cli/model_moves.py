@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import AllowChanged, Connection, JobName, Json, ModelName, Override, Why, ask, run_on
+from gridscore.cli.options import (
+    AllowChanged,
+    AllowPython,
+    Connection,
+    JobName,
+    Json,
+    ModelName,
+    Override,
+    Why,
+    ask,
+    run_on,
+)
 from gridscore.cli.output import console, print_json, print_table, print_warnings, say
 from gridscore.errors import UsageError
 
@@ -27,6 +38,7 @@ def promote(
     allow_changed_features: AllowChanged = False,
     why: Why = "",
     override: Override = "",
+    allow_python: AllowPython = None,  # noqa: ARG001 -- its callback does it
     connection: Connection,
     as_json: Json = False,
 ) -> None:
@@ -126,6 +138,7 @@ def check(
     *,
     version: Annotated[int, typer.Option(help="The version to judge.", min=1, show_default=False)],
     alias: Annotated[str, typer.Option(help="The alias that it would get.")] = "champion",
+    allow_python: AllowPython = None,  # noqa: ARG001 -- its callback does it
     connection: Connection,
     as_json: Json = False,
 ) -> None:

@@ -113,6 +113,35 @@ ChosenModel = Annotated[
     ),
 ]
 
+_PYTHON = {"envvar": "GRIDSCORE_ALLOW_PYTHON", "metavar": "A,B", "show_envvar": False}
+_PYTHON_HELP = (
+    "Modules whose functions the features of jobs may call, with all below them; also GRIDSCORE_ALLOW_PYTHON."
+)
+
+
+def modules_in(text: str | None) -> list[str]:
+    """The modules that an option names.
+
+    Raises:
+        UsageError: One is no module's name.
+    """
+    found = [name for name in map(str.strip, (text or "").split(",")) if name]
+    if wrong := [name for name in found if not all(map(str.isidentifier, name.split(".")))]:
+        raise UsageError(f"--allow-python: `{wrong[0]}` is no name of a module.", "As in --allow-python acme.features")
+    return found
+
+
+def _allow(text: str | None) -> str | None:
+    if modules := modules_in(text):
+        from gridscore.features.functions import allow_python
+
+        allow_python(*modules)
+    return text
+
+
+AllowPython = Annotated[str | None, typer.Option("--allow-python", help=_PYTHON_HELP, callback=_allow, **_PYTHON)]
+"""Its callback allows them in this process."""
+AllowPythonInWorkers = Annotated[str | None, typer.Option("--allow-python", help=_PYTHON_HELP, **_PYTHON)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gridscore.cli.options import Connection, JobName, Json, working
+from gridscore.cli.options import AllowPython, Connection, JobName, Json, working
 from gridscore.cli.output import console, counted, json_text, print_json, print_table, run, safe
 from gridscore.cli.status import UNHEALTHY
 
@@ -33,6 +33,7 @@ def parity(
             min=0.0, max=3_600.0, metavar="SECONDS", help="How long to wait for events, where windows need it."
         ),
     ] = 10.0,
+    allow_python: AllowPython = None,  # noqa: ARG001 -- its callback does it
     connection: Connection,
     as_json: Json = False,
 ) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import ChosenModel, Connection, JobOrFile, working
+from gridscore.cli.options import AllowPython, ChosenModel, Connection, JobOrFile, working
 from gridscore.cli.output import (
     console,
     errors,
@@ -51,6 +51,7 @@ def preview(
     oldest: Annotated[
         bool, typer.Option("--oldest", help="Begin with the oldest event that the journal has, not with the next one.")
     ] = False,
+    allow_python: AllowPython = None,  # noqa: ARG001 -- its callback does it
     connection: Connection,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, for scripts.")] = False,
 ) -> None:

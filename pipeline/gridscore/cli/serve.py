@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 from typing import TYPE_CHECKING
 
 import typer
 
-from gridscore.cli.options import Connection, working
+from gridscore.cli.options import Connection, modules_in, working
 from gridscore.cli.output import say
 from gridscore.cli.plug_run import run_until_told
 from gridscore.cli.plugs import command_of
@@ -31,6 +32,9 @@ def _start(settings: ServeSettings, connection: Connection) -> None:
     import_xgboost()
     tune()
     from_environment(settings)  # fails before anybody connects
+    if not settings.allow_python:
+        modules = tuple(modules_in(os.environ.get("GRIDSCORE_ALLOW_PYTHON")))
+        settings = settings.model_copy(update={"allow_python": modules})
     for name in ("gridscore.serve", "gridscore.scoring", "gridscore.sources"):
         logging.getLogger(name).setLevel(min(logging.INFO, logging.getLogger().level))
     servers: list[Server] = []

@@ -15,7 +15,7 @@ import typer
 from gridscore import leash
 from gridscore.cli.logs import Format, LogFormat, is_json, relay
 from gridscore.cli.metrics import Metrics, address_of, exposed
-from gridscore.cli.options import Connection, working
+from gridscore.cli.options import AllowPythonInWorkers, Connection, modules_in, working
 from gridscore.cli.output import errors, run, say
 from gridscore.cli.signals import on_signals
 from gridscore.texts import count_text
@@ -36,6 +36,7 @@ def worker(
     lease: Annotated[
         float, typer.Option(min=2.0, max=600.0, help="Seconds after which a killed worker is replaced.")
     ] = 5.0,
+    allow_python: AllowPythonInWorkers = None,
     metrics: Metrics = None,
     log_format: LogFormat = Format.TEXT,  # noqa: ARG001 -- the callback does it
     connection: Connection,
@@ -52,10 +53,11 @@ def worker(
     Example: [bold]gridscore worker --processes auto[/]
     """
     only = [name for name in jobs.split(",") if name] if jobs else None
+    modules = modules_in(allow_python)
     if processes is not None:
         count = _count(processes)
         address = address_of(metrics, processes=count)
-        code = run(supervise(supervised(command_of(jobs, lease, connection), count, address)))
+        code = run(supervise(supervised(command_of(jobs, lease, connection, allow_python), count, address)))
         if code:
             raise typer.Exit(code)
         return
@@ -68,11 +70,17 @@ def worker(
     for log in map(logging.getLogger, ("gridscore.scoring", "gridscore.group", "gridscore.dead_letters")):
         if not log.isEnabledFor(logging.INFO):
             log.setLevel(logging.INFO)  # the log should say which job, revision and model version it takes
-    run(_score(only, lease, connection, address, leashed=leashed))
+    run(_score(only, lease, connection, address, modules, leashed=leashed))
 
 
 async def _score(
-    only: list[str] | None, lease: float, connection: Connection, metrics: tuple[str, int] | None, *, leashed: bool
+    only: list[str] | None,
+    lease: float,
+    connection: Connection,
+    metrics: tuple[str, int] | None,
+    modules: list[str],
+    *,
+    leashed: bool,
 ) -> None:
     """Be a worker until told to stop."""
     from gridscore.scoring import Worker
@@ -101,7 +109,7 @@ async def _score(
         leash.hold(lambda: loop.call_soon_threadsafe(stop), STOP_SECONDS)
     try:
         async with working(connection) as grid:
-            scoring = Worker(grid, only, lease_seconds=lease, times=metrics is not None)
+            scoring = Worker(grid, only, lease_seconds=lease, times=metrics is not None, allow_python=modules)
             async with exposed(grid, metrics, worker=scoring):
                 if leashed:
                     say_ready()
@@ -156,7 +164,7 @@ async def supervise(workers: WorkerProcesses) -> int:
     return code
 
 
-def command_of(jobs: str | None, lease: float, connection: Connection) -> list[str]:
+def command_of(jobs: str | None, lease: float, connection: Connection, allow_python: str | None = None) -> list[str]:
     """The command line of a worker process that is like this one."""
     # The same package as ours, not one that happens to lie in the working folder.
     own_path = [] if sys.path[0] in ("", os.getcwd()) else ["-P"]  # noqa: PTH109 -- as the interpreter writes it
@@ -165,7 +173,8 @@ def command_of(jobs: str | None, lease: float, connection: Connection) -> list[s
     if is_json():
         command += ["--log-format", Format.JSON]
     members, cluster_name, settings = connection
-    for option, value in (("--jobs", jobs), ("--cluster-name", cluster_name), ("--settings", settings)):
+    given = {"--jobs": jobs, "--allow-python": allow_python, "--cluster-name": cluster_name, "--settings": settings}
+    for option, value in given.items():
         if value is not None:
             command += [option, str(value)]
     for member in members or ():

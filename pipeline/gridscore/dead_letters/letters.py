@@ -55,7 +55,8 @@ class DeadLetter(msgspec.Struct, frozen=True):
     sequence: int
     key: str  # the event's key, as text
     key_data: str  # the serialized key, base64
-    stage: str  # where it failed: `decode`, `lookup`, `windows`, `features`, `predict` or `decide`; or `source`
+    # Where it failed: `decode`, `lookup`, `windows`, `functions`, `features`, `predict` or `decide`; or `source`.
+    stage: str
     error: str
     raw: str  # the event's bytes, base64, cut to a mebibyte
     size: int  # of the whole event, in bytes

@@ -45,15 +45,24 @@ class Cells(Protocol):
 
 
 class EventColumns:
-    """The events of a batch. `windows`: what each has found in its windows: a column a call."""
+    """The events of a batch.
+
+    `windows`: what each has found in its windows: a column a call; `returned`: what Python functions have returned: a
+    column by the number of its feature among those.
+    """
 
     def __init__(
-        self, schema: Mapping[str, FieldType], cells: Cells, windows: Sequence[NDArray[np.float64]] = ()
+        self,
+        schema: Mapping[str, FieldType],
+        cells: Cells,
+        windows: Sequence[NDArray[np.float64]] = (),
+        returned: Mapping[int, NDArray[np.float64]] | None = None,
     ) -> None:
         self._schema = schema
         self._positions = {name: position for position, name in enumerate(schema)}
         self._cells = cells
         self._windows = windows
+        self.returned = returned
 
     @classmethod
     def of(cls, schema: Mapping[str, FieldType], events: EventColumns | Sequence[Event]) -> EventColumns:
@@ -69,11 +78,12 @@ class EventColumns:
 
     def take(self, rows: Iterable[int]) -> EventColumns:
         """Some of them; one may be taken more than once."""
-        if not self._windows:
+        if not self._windows and not self.returned:
             return EventColumns(self._schema, self._cells.take(rows))
         rows = np.fromiter(rows, np.intp)
         taken = [column[rows] for column in self._windows]
-        return EventColumns(self._schema, self._cells.take(rows.tolist()), taken)
+        returned = self.returned and {number: column[rows] for number, column in self.returned.items()}
+        return EventColumns(self._schema, self._cells.take(rows.tolist()), taken, returned)
 
     def without(self, rows: Collection[int]) -> EventColumns:
         return self.take([row for row in range(len(self)) if row not in rows])
@@ -81,6 +91,10 @@ class EventColumns:
     def with_windows(self, windows: Sequence[NDArray[np.float64]]) -> EventColumns:
         """The same events, and what they have found in their windows."""
         return EventColumns(self._schema, self._cells, windows)
+
+    def with_returned(self, columns: Mapping[int, NDArray[np.float64]]) -> EventColumns:
+        """The same events, and more of what functions have returned for them."""
+        return EventColumns(self._schema, self._cells, self._windows, {**(self.returned or {}), **columns})
 
     def window(self, number: int) -> NDArray[np.float64]:
         """What they have found in their windows by a call, of the job's in order."""

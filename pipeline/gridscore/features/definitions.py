@@ -16,6 +16,8 @@ from msgspec import Meta
 from gridscore.features import maths
 from gridscore.features.baseline import Baseline  # noqa: TC001 -- msgspec reads the annotations
 from gridscore.features.encodings import Encoding  # noqa: TC001 -- msgspec reads the annotations
+from gridscore.features.program import returned_by
+from gridscore.function_calls import version_of
 from gridscore.job import zones
 from gridscore.job.check import compile_features, compile_keys, compile_margin
 from gridscore.job.nodes import find
@@ -54,8 +56,8 @@ class Definitions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     # The expression of the margin, with its default; empty if there is none.
     margin: Annotated[str, Meta(max_length=_MAX_TEXT + 40)] = ""
     windows: Texts = {}  # whose events each window holds that they use, and what orders them
-    # What was computed by, as far as expressions depend on it: a digest of the C library's functions, and the release
-    # of the time zones.
+    # What was computed by, as far as features depend on it: a digest of the C library's functions, the release of the
+    # time zones, and the distributions that have Python functions.
     machine: Texts = {}
     # What training has learnt for `target` and its like, by feature.
     encodings: Annotated[dict[Text, Encoding], Meta(max_length=1_000)] = {}
@@ -207,11 +209,14 @@ def _machine(nodes: Sequence[Node], *, decays: bool) -> dict[str, str]:
         found["maths library"] = maths.digest()
     if any(find(node, "local") for node in nodes):
         found["time zone release"] = zones.release()
+    for target in sorted({str(node.value[0]) for node in returned_by(nodes)}):  # type: ignore[index]
+        if version := version_of(target):
+            found[f"distribution of `{target}`"] = _kept(version)
     return found
 
 
 def _made(feature: Feature) -> str:
-    return _kept(_spelled(feature.expression) + _default(feature.default))
+    return _kept(feature.spelled(_spelled) + _default(feature.default))
 
 
 def _nodes(roots: Iterable[Node]) -> Iterator[Node]:

@@ -29,6 +29,7 @@ from gridscore.features.definitions import (
 )
 from gridscore.features.encodings import FOLDS, Encoding, Texts, encodings_of, folds_of
 from gridscore.features.events import EventDecoder
+from gridscore.features.functions import Functions
 from gridscore.features.lookup_table import LookupHistory, LookupTable
 from gridscore.features.plan import Decider, FeaturePlan
 from gridscore.features.program import Program, class_numbers
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from gridscore.job import Job
 
 MARGINS = "base_margin"  # the column of a Parquet file with the margins, if the job has any
+SKIP_BAD = "`--skip-bad` leaves such rows out and counts them."
 _SERVED = "gridscore.served"
 _BATCH = 8_192
 
@@ -409,6 +411,8 @@ def offline_matrix(
     Raises:
         TableError: A file or column is missing, or a row is not an event of the schema, or has a key that is not one.
         ModelError: No matrix is attached to the model that has the categories.
+        FunctionError: A Python function of the features is not allowed in this process, see `allow_python`; or what it
+            gives for an event depends on the others.
     """
     import pandas as pd
 
@@ -442,8 +446,8 @@ def offline_matrix(
         raise TableError(f"`{taken[0]}` is what the scored history has.", "Give the other column another name.")
     kept = tables.take_columns(history, keep, source) if keep else None
     tables.rows_as_json(history[:0], job.schema_, source)  # a missing column is best said before lookups are read
-    reading = _Reading(job, history, source, skip_bad=skip_bad)
     filled = filled_tables(job, lookups, skip_bad=skip_bad)
+    reading = _Reading(job, history, source, filled, skip_bad=skip_bad)
 
     total = len(history)
     unknown = Program(job, filled, None)
@@ -560,10 +564,13 @@ def _outcome(job: Job, decider: Decider | None, events: EventColumns, scores: ND
 class _Reading:
     """A history, batch by batch as events."""
 
-    def __init__(self, job: Job, frame: pd.DataFrame, source: str, *, skip_bad: bool) -> None:
+    def __init__(
+        self, job: Job, frame: pd.DataFrame, source: str, tables: Mapping[str, LookupTable], *, skip_bad: bool
+    ) -> None:
         self._job = job
         self._schema = job.schema_
         self._decoder = EventDecoder(job)
+        self._functions = Functions(job, tables) if job.has_functions else None
         self._frame = frame
         self._source = source
         self._skip_bad = skip_bad
@@ -589,7 +596,20 @@ class _Reading:
                     f"{self._source}: a row up to {end} {why_late(self._job)}",
                     f"Sort the history by `{self._job.order_by}`.",
                 )
-            yield end, [start + row for row in range(len(payloads)) if row not in bad], events
+            rows = [row for row in range(len(payloads)) if row not in bad]
+            if self._functions is not None and events:
+                events, failed = self._functions.applied(events)
+                if start == 0:
+                    self._functions.require_row_wise(events)
+                if failed and (self._job.used_windows or not self._skip_bad):
+                    row, why = next(iter(failed.items()))
+                    raise TableError(
+                        f"{self._source}, row {start + rows[row] + 1}: {why}",
+                        "Rows count from 1, without the header. "
+                        + ("Its windows have seen the row: correct it." if self._job.used_windows else SKIP_BAD),
+                    )
+                rows = [row for place, row in enumerate(rows) if place not in failed]
+            yield end, [start + row for row in rows], events
 
 
 def good_rows(
@@ -619,7 +639,7 @@ def good_rows(
         row, why = min(bad.items())
         raise TableError(
             f"{source}, row {begin + row + 1}: {why}.",
-            "Rows count from 1, without the header. `--skip-bad` leaves such rows out and counts them.",
+            f"Rows count from 1, without the header. {SKIP_BAD}",
         )
     return events, bad
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from gridscore.features.columns import EventColumns
 from gridscore.features.encodings import Encoding
+from gridscore.features.functions import Functions
 from gridscore.features.program import Program, in_parts
 from gridscore.features.quality import QualityCounter
 
@@ -53,7 +54,8 @@ class Decider:
 class FeaturePlan:
     """Computes the features of a job.
 
-    Whatever the batches, an event gets the same bits. What is missing or not finite is NaN, always the same NaN.
+    Whatever the batches, an event gets the same bits. What is missing or not finite is NaN, always the same NaN. Python
+    functions are called in this process, for events that come without what they return.
 
     `categories`: for each feature made with `category`, the values in the order of their codes; for one made with
     `target` and its like, its encoding. Raises ModelMismatchError if there is nothing of that for a feature that needs
@@ -68,6 +70,7 @@ class FeaturePlan:
         self._margin = self._program.margin()
         self._lookup_slots = list(self._program.lookup_slots.items())
         self._made_of = job, tables, categories
+        self._functions = Functions(job, tables) if job.has_functions else None
         # Decides on scored events, if the job has conditions.
         self.decider = Decider(job, tables, categories) if job.has_conditions else None
         # Its decision 0 is for scored events that get reasons, if there is a condition for that.
@@ -113,8 +116,12 @@ class FeaturePlan:
 
         Returns: their features as `matrix` has them; and the margin of each, NaN where it is missing or not finite:
         float32 of shape (n,), or None if the job has no margin.
+
+        Raises FunctionError if a Python function is not allowed in this process, or has failed.
         """
         events = EventColumns.of(self._schema, events)
+        if self._functions is not None:
+            events = self._functions.of(events)
         count = len(events)
         if count == 0:
             empty = np.empty((0, len(self._slots)), np.float32)

@@ -22,7 +22,7 @@ from gridscore.job.types import Type
 from gridscore.job.windows import calls_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -68,6 +68,11 @@ def in_parts(rows: int, compute: Callable[[slice], T]) -> list[T]:
     return found
 
 
+def returned_by(nodes: Iterable[Node]) -> list[Node]:
+    """The different features that Python functions make, always in the same order."""
+    return [node for node in dict.fromkeys(nodes) if node.op == "python"]
+
+
 class Program:
     """A list of steps from events to columns.
 
@@ -86,6 +91,7 @@ class Program:
         self._categories = categories
         self._nodes = compile_features(job.features, job.schema_, job.lookups, job.windows)
         self._windows = {node: number for number, node in enumerate(calls_of(self._nodes.values()))}
+        self._functions = {node: number for number, node in enumerate(returned_by(self._nodes.values()))}
         self._values: list[Any] = [None, None, None]  # the number of rows, the events, and what the model said
         self._steps: list[_Step] = []
         self._memo: dict[Any, _Ref] = {}
@@ -152,7 +158,9 @@ class Program:
         return self._output(self._keys(of))
 
     def columns(self, nodes: Sequence[Node]) -> list[int]:
-        """The slots of the numbers that a window holds: arrays."""
+        """The slots of what a window holds, or a function takes: a column each."""
+        for node in nodes:
+            self._earlier(node)
         return [self._output(self._column(node)) for node in nodes]
 
     def run(self, events: EventColumns, scores: NDArray[np.float32] | None = None) -> list[Any]:
@@ -230,6 +238,9 @@ class Program:
             case "window":
                 number = self._windows[node]
                 return self._step(lambda events: events.window(number), _EVENTS)
+            case "python":
+                place = self._functions[node]
+                return self._step(lambda events: events.returned[place], _EVENTS)
             case "score":
                 return self._step(_scores_of(value), _SCORES)
             case "label":
@@ -313,7 +324,7 @@ class Program:
         waiting = [node]
         while waiting:
             each = waiting.pop()
-            waiting.extend(each.args)
+            waiting.extend(() if each.op == "python" else each.args)  # what functions take was computed before
             if each.op == "feature" and each.value not in needed:
                 needed.add(each.value)
                 waiting.append(self._nodes[str(each.value)])

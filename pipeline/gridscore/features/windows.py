@@ -111,8 +111,8 @@ def layouts_of(job: Job) -> list[Layout]:
 def texts_of(job: Job) -> list[str]:
     """How the job file writes each call, in the order of their numbers."""
     scope, texts = Scope(job.schema_, {}, windows=job.windows), dict[Node, str]()
-    for feature in job.features.values():
-        for part in ast.walk(parse(feature.expression)):
+    for expression in (each for feature in job.features.values() for each in feature.expressions):
+        for part in ast.walk(parse(expression)):
             if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and is_windowed(part.func.id, part):
                 text = ast.unparse(part)
                 texts.setdefault(compile_expression(text, scope), text)

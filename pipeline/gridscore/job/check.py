@@ -10,7 +10,7 @@ from gridscore.job.expressions import Scope, as_float32, compile_expression
 from gridscore.job.nodes import Node, is_coded
 from gridscore.job.problems import MAX_PROBLEMS
 from gridscore.job.syntax import parse
-from gridscore.job.types import Type
+from gridscore.job.types import Type, seconds_of
 from gridscore.job.windows import MAX_CALLS, calls_of
 from gridscore.texts import did_you_mean
 
@@ -89,10 +89,27 @@ def compile_features(
     known = {name: lookup.fields for name, lookup in lookups.items()}
     for name, feature in features.items():
         scope = Scope(fields, known, tuple(compiled), coded, windows=windows)
-        node = compiled[name] = compile_expression(feature.expression, scope, category=name)
+        node = compiled[name] = compile_feature(name, feature, scope)
         if is_coded(node, coded):
             coded.add(name)
     return compiled
+
+
+def compile_feature(name: str, feature: Feature, scope: Scope) -> Node:
+    """What a feature is made of.
+
+    Raises:
+        ExpressionError: It cannot be used.
+    """
+    if not feature.python:
+        return compile_expression(feature.expression, scope, category=name)
+    args = []
+    for text in feature.expressions:
+        args.append(compile_expression(text, scope))
+        if is_coded(args[-1], scope.coded):
+            raise ExpressionError(f"`{text}` depends on what training learns, which a Python function cannot take")
+    called = feature.python, feature.names, feature.column, seconds_of(feature.cpu)
+    return Node("python", tuple(args), Type.NUMBER, called)
 
 
 def compile_margin(
@@ -213,9 +230,9 @@ def _check_features(parts: Parts) -> list[tuple[Path, str]]:
         scope = Scope(
             parts.fields, lookups, names[:position], coded, parts.broken, names[position:], windows=parts.windows
         )
-        path = ("features", name, "expression")
+        path = ("features", name, "of" if feature.python else "expression")
         try:
-            node = compile_expression(feature.expression, scope, category=name)
+            node = compile_feature(name, feature, scope)
         except ExpressionError as error:
             found.extend((path, line) for line in error.message.splitlines())
             continue
@@ -243,6 +260,8 @@ def _check_features(parts: Parts) -> list[tuple[Path, str]]:
 def _check_margin(parts: Parts) -> list[tuple[Path, str]]:
     if parts.margin is None or not parts.complete:
         return []
+    if parts.margin.python:
+        return [(("margin",), "a margin is an expression: make a feature with `python`, and name that here")]
     try:
         compile_margin(parts.margin, parts.features, parts.fields, parts.lookups, parts.broken)
     except ExpressionError as error:

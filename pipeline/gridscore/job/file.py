@@ -394,6 +394,11 @@ class Job(Strict):
         return tuple(self.features)
 
     @property
+    def has_functions(self) -> bool:
+        """Whether Python functions make some of its features."""
+        return any(feature.python for feature in self.features.values())
+
+    @property
     def served_features(self) -> tuple[str, ...]:
         """Features that results repeat."""
         logged = self.result.features

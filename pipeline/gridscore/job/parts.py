@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
-from gridscore.job.types import MAX_FEATURES, FeatureName, JobName, LookupField, MapName, Name, Strict
+from gridscore.job.types import (
+    MAX_FEATURES,
+    Duration,
+    FeatureName,
+    JobName,
+    LookupField,
+    MapName,
+    Name,
+    Strict,
+    seconds_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Column = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Class = Annotated[
@@ -102,10 +116,37 @@ class Window(Strict):
         return {"key": value} if isinstance(value, str | list) else value
 
 
-class Feature(Strict):
-    """An expression, and what to take where it gives nothing."""
+def _target(value: str) -> str:
+    if not _TARGET.fullmatch(value):
+        raise ValueError(f"`{value}` is no Python function: write `package.module:function`")
+    return value
 
-    expression: Text = Field(description="Expression over event fields, `lookup.field`, and features further up.")
+
+_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+_MOST_SECONDS = 300.0
+
+
+class Feature(Strict):
+    """An expression or a Python function, and what to take where it gives nothing."""
+
+    expression: Text = Field(
+        default="", description="Expression over event fields, `lookup.field`, and features further up."
+    )
+    python: Annotated[str, StringConstraints(max_length=200), AfterValidator(_target)] = Field(
+        default="",
+        description="Instead: a Python function, `package.module:function`, that whoever starts a worker allows.",
+    )
+    of: Annotated[
+        tuple[Text, ...] | dict[Column, Text],
+        Field(max_length=256),
+        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    ] = Field(
+        default=(),
+        description="What the function takes: a list of expressions, each a NumPy array; or a mapping, which makes a "
+        "DataFrame.",
+    )
+    column: Column | None = Field(default=None, description="Which column, if it returns a DataFrame.")
+    cpu: Duration = Field(default="1s", description="Processor time that a call of the function may use.")
     default: float | None = Field(
         default=None,
         allow_inf_nan=False,
@@ -119,6 +160,46 @@ class Feature(Strict):
     @classmethod
     def _short(cls, value: Any) -> Any:
         return value if isinstance(value, dict) else {"expression": value}
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Feature:
+        if not self.python:
+            if not self.expression:
+                raise ValueError("it needs an `expression`, or a function: `python`")
+            if alone := {"of", "column", "cpu"} & self.model_fields_set:
+                raise ValueError(f"`{min(alone)}` is for `python`")
+        elif self.expression:
+            raise ValueError("give an `expression` or `python`, not both")
+        elif not self.of:
+            raise ValueError("`python` needs what the function takes: `of: [amount, country]`")
+        if seconds_of(self.cpu) > _MOST_SECONDS:
+            raise ValueError(f"`cpu: {self.cpu}`: a call may use {_MOST_SECONDS:.0f} s at most")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Columns of the DataFrame that its function takes; none if it takes arrays."""
+        return tuple(self.of) if isinstance(self.of, dict) else ()
+
+    @property
+    def expressions(self) -> tuple[str, ...]:
+        """All that is made of expressions: itself, or what its function takes."""
+        if not self.python:
+            return (self.expression,)
+        return tuple(self.of.values()) if isinstance(self.of, dict) else self.of
+
+    def __str__(self) -> str:
+        return self.spelled(str)
+
+    def spelled(self, spell: Callable[[str], str]) -> str:
+        """How it is made, as Python spells it, with its expressions spelled so."""
+        given = [spell(each) for each in self.expressions]
+        if not self.python:
+            return given[0]
+        if self.names:
+            given = [f"{name!r}: {each}" for name, each in zip(self.names, given, strict=True)]
+            given = [f"{{{', '.join(given)}}}"]
+        return f"python({', '.join([repr(self.python), *given])})" + (f"[{self.column!r}]" if self.column else "")
 
 
 class ModelRef(Strict):

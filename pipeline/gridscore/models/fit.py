@@ -77,8 +77,12 @@ def fit_warnings(jobs: Mapping[str, Job], version: ModelVersion) -> list[str]:
         []
         if version.definitions is None
         else [
-            f"{_title(version)} was trained with a different {what} ({old}; here {new}): the last bits of features, or "
-            "hours around clock changes, may differ."
+            f"{_title(version)} was trained with a different {what} ({old}; here {new}): "
+            + (
+                "the function may return other values."
+                if what.startswith("distribution")
+                else "the last bits of features, or hours around clock changes, may differ."
+            )
             for what, old, new in _other_machine(jobs, version)
         ]
         + [
@@ -178,7 +182,7 @@ def _kind_mismatches(job: Job, version: ModelVersion) -> list[str]:
     types = dict(zip(version.features, version.feature_types, strict=False))
     lines = []
     for name, node in nodes.items():
-        texts, made = version.categories.get(name), f"`{short(job.features[name].expression, _MADE_SHOWN)}`"
+        texts, made = version.categories.get(name), f"`{short(str(job.features[name]), _MADE_SHOWN)}`"
         category, encoded = find(node, "category"), find(node, "encoded")
         problem = ""
         if encoded is not None and name not in version.learnt:

@@ -175,8 +175,8 @@ def _scored_for(looks: Sequence[Look[JobStatus]]) -> list[Finding]:
         if owners := _owners(now, range(len(now.positions))):
             text += f" Killed, cut off or hanging: {owners}."
         return [problem("no_worker", text, "Start one, anywhere: `gridscore worker`.")]
-    if (now.model_errors or now.lookup_errors) and not now.versions:
-        return []  # `model` or `lookup` says why
+    if (now.model_errors or now.lookup_errors or now.function_errors) and not now.versions:
+        return []  # `model`, `lookup` or `functions` says why
     if _always(looks, lambda status: status.state != JobState.RUNNING):
         text = "It is starting: models and lookups are being loaded, no event is scored yet."
         return [problem("starting", text, "If this lasts, the worker's log says what it waits for.")]
@@ -497,6 +497,17 @@ def _models(now: JobStatus) -> list[Finding]:
     return found
 
 
+def _functions(now: JobStatus) -> list[Finding]:
+    """Python functions that workers may not call, or that do not get on."""
+    advice = "The events wait, and workers try again by themselves. A worker calls what --allow-python names."
+    found = []
+    for error in now.function_errors:
+        mine = [each for each in now.figures.values() if each.function_error == error]
+        who = count_text(len(mine), "worker does", "workers do")
+        found.append(problem("functions", f"{who} not get on with its Python functions: {error}", advice))
+    return found
+
+
 def _experiment(now: JobStatus) -> list[Finding]:
     """An experiment that has ended by itself, or whose challenger a worker does not score with."""
     if now.experiment is None:
@@ -538,7 +549,7 @@ def _copies(now: JobStatus) -> list[Finding]:
 
 def _inputs(now: JobStatus) -> list[Finding]:
     """Models that were refused, and lookups that cannot be loaded, are old or have bad entries."""
-    found = [*_models(now), *_experiment(now), *_copies(now)]
+    found = [*_models(now), *_functions(now), *_experiment(now), *_copies(now)]
     for name, copy in now.lookups.items():
         age, bad, error = copy.get("age", 0), int(copy.get("bad", 0)), copy.get("error", "")
         if age > LOOKUP_OLD_SECONDS:

@@ -88,7 +88,9 @@ class Preview:
         before, began = dict(spent), time.perf_counter_ns()
         texts, rejected = await self._rehearsal.score(page, cursor)
         took = time.perf_counter_ns() - began
-        micros = {stage: (ns - before[stage]) / 1_000 for stage, ns in spent.items() if ns > before[stage]}
+        micros = {
+            stage: (ns - before.get(stage, 0)) / 1_000 for stage, ns in spent.items() if ns > before.get(stage, 0)
+        }
         if self._given.fetchers:
             micros["fetch"] = took / 1_000 - sum(micros.values())
         (value,) = page.values

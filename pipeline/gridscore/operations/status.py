@@ -100,6 +100,7 @@ class JobFigures(msgspec.Struct, frozen=True):
     experiment: Word = ""
     model_error: Word = ""
     lookup_error: Word = ""
+    function_error: Word = ""
     drift_error: Word = ""
     lookups: dict[str, dict[str, Figure | Word]] = {}
     quality: QualityFigures = QualityFigures()
@@ -229,6 +230,11 @@ class JobStatus:
         return sorted({each.lookup_error for each in self.figures.values() if each.lookup_error})
 
     @property
+    def function_errors(self) -> list[str]:
+        """Why workers cannot call Python functions of its features."""
+        return sorted({each.function_error for each in self.figures.values() if each.function_error})
+
+    @property
     def drift_errors(self) -> list[str]:
         """Why workers cannot tell drift."""
         return sorted({each.drift_error for each in self.figures.values() if each.drift_error})
@@ -274,6 +280,7 @@ class JobStatus:
             "model_versions": self.versions,
             "model_errors": self.model_errors,
             "lookup_errors": self.lookup_errors,
+            "function_errors": self.function_errors,
             "lookups": self.lookups,
             "quality": {"events": self.quality.events, **self.quality.shares()},
             "experiment": None if self.experiment is None else self.experiment.to_json(),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gridscore.errors import MapNotFoundError, UsageError
 from gridscore.features import filled_tables
+from gridscore.features.function_process import FunctionProcess
+from gridscore.features.functions import allowed
 from gridscore.job import Jobs, load_job
 from gridscore.models import LoadedModel, Registry, check_fit, completed, loaded_from
 from gridscore.scoring.rehearsal import Given, lookups_of
@@ -87,6 +89,10 @@ async def subject_of(
             given = await stack.enter_async_context(lookups_of(grid, found))
         else:
             given = Given(filled_tables(found, lookups), {})
+        if found.has_functions:  # events that hang one, or end its process, are among those of a live job
+            functions = FunctionProcess(found, given.tables, allowed())
+            stack.push_async_callback(functions.close)
+            given = given._replace(functions=functions)
         yield Subject(found, record, sides, given, grid)
 
 

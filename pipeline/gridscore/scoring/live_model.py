@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 import msgspec
 from hazelcast.errors import HazelcastError
 
-from gridscore.errors import GridscoreError, ModelError
+from gridscore.errors import FunctionError, GridscoreError, ModelError
 from gridscore.features import FeaturePlan
 from gridscore.grid.watches import READ_ANYWAY_SECONDS, wait_for
 from gridscore.job import Jobs
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gridscore.features import LookupTable
+    from gridscore.features.function_process import FunctionProcess
     from gridscore.grid import Grid
     from gridscore.job import JobRecord
     from gridscore.models import ModelVersion
@@ -46,7 +47,8 @@ _RETRY_SECONDS = 10.0
 class LiveModel:
     """Keeps `active` at the version that the job's model reference means.
 
-    `stats`: where to say what went wrong; `models`: those that the jobs of the process share; default: its own.
+    `stats`: where to say what went wrong; `models`: those that the jobs of the process share; default: its own;
+    `functions`: of the job's features, if it has any: no version is live before they can be called.
     """
 
     def __init__(
@@ -56,9 +58,11 @@ class LiveModel:
         tables: Mapping[str, LookupTable],
         stats: JobStats,
         models: LoadedModels | None = None,
+        functions: FunctionProcess | None = None,
     ) -> None:
         self._registry = Registry(grid)
         self._models = models or LoadedModels(grid)
+        self._functions = functions
         self._jobs = Jobs(grid)
         self._record = record
         self._job = record.job
@@ -80,19 +84,23 @@ class LiveModel:
         while True:
             self._changed.clear()
             try:
+                if self._functions is not None:
+                    await self._functions.start()
+                self._stats.function_error = ""
                 self.active = await self.load(await self._resolve())
                 if await self._is_current():
                     break
                 # It may be the model of the next revision, which this worker is about to begin.
             except GridscoreError as error:
-                self._stats.model_error = str(error)
+                what, action = "the model cannot be loaded", "model_missing"
+                if isinstance(error, FunctionError):
+                    what, action = "its Python functions cannot be called", "functions_missing"
+                    self._stats.function_error = str(error)
+                else:
+                    self._stats.model_error = str(error)
                 if str(error) != told:
-                    _log.error(
-                        "%s: the model cannot be loaded, so no partition is taken; it will be tried again: %s",
-                        self._job.name,
-                        error,
-                        extra={"action": "model_missing"},
-                    )
+                    text = "%s: %s, so no partition is taken; it will be tried again: %s"
+                    _log.error(text, self._job.name, what, error, extra={"action": action})
                 told = str(error)
             if not await wait_for(self._changed, pause):
                 pause = min(2 * pause, _RETRY_SECONDS)  # it costs much to load a large model again and again

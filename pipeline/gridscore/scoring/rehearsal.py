@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from gridscore.features import FeaturePlan
+from gridscore.features.functions import Functions
 from gridscore.grid.wire import Page
 from gridscore.group.reader import Arrival, Cursor
 from gridscore.scoring.lookups import JobLookups, Lookups
@@ -45,10 +46,14 @@ outcome_of = msgspec.json.Decoder(Outcome).decode
 
 
 class Given(NamedTuple):
-    """What lookups of mode `copy` and of mode `fetch` are made of, by name."""
+    """What lookups of mode `copy` and of mode `fetch` are made of, by name; and what calls Python functions.
+
+    Without that, it is done in this process.
+    """
 
     tables: Mapping[str, LookupTable]
     fetchers: Mapping[str, Fetcher]
+    functions: Functions | None = None
 
 
 @asynccontextmanager
@@ -102,7 +107,8 @@ class Rehearsal:
     ) -> None:
         self.plan = _WatchedPlan(job, given.tables, model.version.learnt)
         self.stats = JobStats()
-        self._scorer = Scorer(job, revision, given.tables, given.fetchers, self.stats, states)
+        functions = given.functions or (Functions(job, given.tables) if job.has_functions else None)
+        self._scorer = Scorer(job, revision, given.tables, given.fetchers, self.stats, states, functions=functions)
         self._active = ActiveModel(model, self.plan)
 
     async def score(self, page: Page, cursor: Cursor) -> tuple[list[bytes], list[Rejected]]:

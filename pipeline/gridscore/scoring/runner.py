@@ -27,7 +27,8 @@ from hazelcast.errors import HazelcastClientNotActiveError, HazelcastError
 
 from gridscore.dead_letters.letters import letter
 from gridscore.dead_letters.writer import LetterWriter, Limits
-from gridscore.errors import GridError, LookupTooLargeError, MapNotFoundError, first_of
+from gridscore.errors import FunctionError, GridError, LookupTooLargeError, MapNotFoundError, first_of
+from gridscore.features.function_process import FunctionProcess
 from gridscore.grid.capacity import journal_capacity
 from gridscore.grid.journal import Journal
 from gridscore.grid.writer import MapWriter
@@ -59,7 +60,7 @@ from gridscore.scoring.window_states import WindowStates
 from gridscore.texts import moment_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from gridscore.dead_letters.letters import Rejected
     from gridscore.dead_letters.writer import Place
@@ -110,6 +111,8 @@ class JobRunner:
         lookups: Lookups | None = None,  # copies of lookup maps that the jobs of the process share; default: its own
         models: LoadedModels | None = None,  # loaded models that they share; default: its own
         times: bool = False,  # whether to count how long events took, in `stats.latencies`
+        # Modules whose functions the job's features may call, with all below them.
+        allow_python: Collection[str] = (),
     ) -> None:
         job = record.job
         self._grid, self._job, self._members = grid, job, members
@@ -135,6 +138,7 @@ class JobRunner:
         self._late = LateEvents(grid, job, self._spawn) if job.late is not None and job.used_windows else None
         wants_reasons = job.result.reasons is not None
         self._reasons = Reasons(grid, job, self.group, self.stats) if wants_reasons else None
+        self._functions = FunctionProcess(job, self._tables, allow_python) if job.has_functions else None
         self._scorer = Scorer(
             job,
             record.revision,
@@ -144,8 +148,9 @@ class JobRunner:
             self._windows,
             self._requests,
             self._reasons,
+            self._functions,
         )
-        self._model = LiveModel(grid, record, self._tables, self.stats, models)
+        self._model = LiveModel(grid, record, self._tables, self.stats, models, self._functions)
         self._experiment = LiveExperiment(grid, record, self._tables, self._model, self.stats, members)
         self._shadow = Shadow(grid, record, self.group, self.stats)
         self._results = MapWriter(grid, job.results)
@@ -264,6 +269,8 @@ class JobRunner:
         self.has_joined = False
         await asyncio.gather(self.group.leave(), *([self._stage.leave()] if self._stage is not None else []))
         self._letters.close()
+        if self._functions is not None:
+            await self._functions.close()
         for task in self._tasks:
             task.cancel()
         try:
@@ -292,8 +299,8 @@ class JobRunner:
             for portion in [arrivals] if self._requests is None else portions(arrivals):
                 try:
                     batch = await self._scorer.score(portion, self._model.active)
-                except HazelcastError as error:
-                    _log.warning("%s: what a batch needs could not be fetched, trying again: %s", self._job.name, error)
+                except (HazelcastError, FunctionError) as error:
+                    _log.warning("%s: what a batch needs cannot be had, trying again: %s", self._job.name, error)
                     for arrival in portion:
                         if arrival.cursor.is_current:
                             group.put_back(arrival.partition)
@@ -445,6 +452,8 @@ class JobRunner:
                     failures[-1],
                     extra={"action": "write_failed"},
                 )
+            if self._functions is not None:
+                self.stats.function_error = self._functions.trouble
             self.stats.quality = self._model.active.plan.quality.to_json()
             self.stats.lookup_error = next(filter(None, (each.copy.trouble for each in self._copies.values())), "")
             self.stats.copies = {

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from gridscore.dead_letters.letters import Rejected
     from gridscore.features import EventColumns, LookupTable
+    from gridscore.features.functions import Functions
     from gridscore.features.plan import Decider
     from gridscore.grid.copies import Fetcher
     from gridscore.grid.wire import Page
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from gridscore.scoring.trial import ActiveModel
     from gridscore.scoring.window_requests import WindowRequests
     from gridscore.scoring.window_states import HistoryStates, WindowStates
+
+SURE_PASSES = 4
+"""Passes over a batch in which functions should have failed for the same events, if they are pure."""
 
 _FOREIGN_TYPES = {0: "null", -1: "a Portable", -2: "an IdentifiedDataSerializable", -55: "a Compact record"}
 
@@ -66,8 +70,9 @@ class Scorer:
         windows: WindowStates | HistoryStates | None = None,
         requests: WindowRequests | None = None,  # asks its windows, if they have other keys
         reasons: Reasons | None = None,  # explains some of the results, if the job wants that
+        functions: Functions | None = None,  # calls its Python functions, if it has any
     ) -> None:
-        self._reasons = reasons
+        self._reasons, self._functions = reasons, functions
         self._decoder = EventDecoder(job)
         self._encoder = ResultEncoder(job, revision)
         self._tables, self._fetchers, self._stats = tables, fetchers, stats
@@ -80,7 +85,7 @@ class Scorer:
         """Score pages.
 
         Raises HazelcastError if a lookup of mode `fetch` failed, or a read of windows' states; nothing was counted;
-        ModelError if the model cannot predict at all.
+        ModelError if the model cannot predict at all; FunctionError if the process of its functions cannot be started.
         """
         clock = time.thread_time_ns
         stage_ns = self._stats.stage_ns
@@ -112,6 +117,8 @@ class Scorer:
                 events, rows = events.without(bad), rows.without(bad, "windows", rejected)
                 spans = ((batch.cursor, count) for batch, count in rows.spans)
                 events = await self._requests.ask(events, spans, rows.sequences, rows.keys, rows.values)
+            if self._functions is not None:
+                events, rows = await self._call(self._functions, events, rows, rejected)
             rows = self._finish(events, rows, rejected, active)
         return ScoredBatch(list(batches.values()), rejected, len(rows.keys), self._answered)
 
@@ -132,8 +139,9 @@ class Scorer:
         states = await windows.fetch((batch.cursor, keys) for batch, keys in rows.keys_by_batch())
         # From here on nothing is read: what is known afterwards is what this batch has made.
         gone: set[int] = set()
+        passes = 0
         while events:
-            began = clock()
+            began, passes = clock(), passes + 1
             rows.places = list(range(len(events)))
             numbers = rows.sequences
             if gone:
@@ -145,7 +153,15 @@ class Scorer:
             new = rows.without(stand, "", [])
             found: list[Rejected] = []
             wanted = -1 if gone else len(new.places)
-            left = self._finish(seen.without(stand), new, found, active, wanted) if new.places else new
+            seen, called = seen.without(stand), new
+            if self._functions is not None:
+                seen, called = await self._call(self._functions, seen, new, found)
+                if passes > SURE_PASSES and (lost := set(new.places) - set(called.places)):
+                    # It may fail as it likes. These have failed now, whatever they saw.
+                    rejected += found
+                    events, rows, gone = events.without(lost), rows.without(dict.fromkeys(lost, ""), "", []), set()
+                    continue
+            left = self._finish(seen, called, found, active, wanted) if called.places else called
             if len(left.places) == wanted:
                 break
             # No event may have seen one that was rejected, not even to be rejected itself. So those that were now only
@@ -164,6 +180,16 @@ class Scorer:
             batch.states |= windows.changed(batch.cursor, {key: after[key] for key in keys})
         stage_ns["windows"] += clock() - began
         return rows
+
+    async def _call(
+        self, functions: Functions, events: EventColumns, rows: Rows, rejected: list[Rejected]
+    ) -> tuple[EventColumns, Rows]:
+        """The events with what Python functions return, and those rejected for which one fails."""
+        began = time.thread_time_ns()
+        events, failed = await functions.apply(events)
+        spent = time.thread_time_ns() - began
+        self._stats.stage_ns["functions"] = self._stats.stage_ns.get("functions", 0) + spent
+        return events, rows.without(failed, "functions", rejected)
 
     def _finish(
         self, events: EventColumns, rows: Rows, rejected: list[Rejected], active: ActiveModel, wanted: int | None = None

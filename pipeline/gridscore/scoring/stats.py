@@ -70,6 +70,7 @@ class JobStats(GroupStats):
     model_error: str = ""  # why a newer version is not in use; empty if it is
     drift_error: str = ""  # why drift cannot be told; empty if it can, or the job does not ask for it
     lookup_error: str = ""  # why a lookup map cannot be copied, or loaded again; empty if it can
+    function_error: str = ""  # why Python functions of its features cannot be called; empty if they can
     # Of each lookup map's copy: entries, age in seconds, loads, bad entries and the error of the last one, and events
     # without an entry since the model went live.
     copies: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -101,6 +102,7 @@ class JobStats(GroupStats):
             "latency_ms": self.latency_ms(now),
             "model_error": self.model_error[:MOST_SHOWN],
             "lookup_error": self.lookup_error[:MOST_SHOWN],
+            "function_error": self.function_error[:MOST_SHOWN],
             "drift_error": self.drift_error,
             # Read by `make bench`.
             "stage_us_per_event": {s: round(ns / 1000 / max(self.events, 1), 3) for s, ns in self.stage_ns.items()},

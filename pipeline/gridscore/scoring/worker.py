@@ -61,6 +61,7 @@ class Worker:
         jobs: Names of the jobs to score for; default: all.
         lease_seconds: How long partitions of a killed worker wait for a new owner.
         times: Whether to count how long events took, see `JobStats.latencies`.
+        allow_python: Modules whose functions the features of jobs may call, with all below them.
 
     Attributes:
         records: Of all jobs, when it last looked.
@@ -76,10 +77,11 @@ class Worker:
         *,
         lease_seconds: float = LEASE_SECONDS,
         times: bool = False,
+        allow_python: Collection[str] = (),
     ) -> None:
         self._grid = grid
         self._only = set(jobs) if jobs is not None else None
-        self._lease_seconds, self._times = lease_seconds, times
+        self._lease_seconds, self._times, self._allow_python = lease_seconds, times, allow_python
         self._fence = Fence.of(lease_seconds)
         self._jobs = Jobs(grid)
         self._running: dict[str, _Running] = {}
@@ -185,6 +187,7 @@ class Worker:
             lookups=self._lookups,
             models=self._models,
             times=self._times,
+            allow_python=self._allow_python,
         )
         task = asyncio.create_task(self._run(record, runner), name=f"job {name}")
         self._running[name] = _Running(record, runner, task)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hazelcast.errors import HazelcastError
 
 from gridscore.errors import GridError, GridscoreError, JobError
+from gridscore.features.function_process import FunctionProcess
 from gridscore.grid.wire import Page, string_data
 from gridscore.group.reader import Arrival, Cursor
 from gridscore.job import Jobs
@@ -56,11 +57,18 @@ class LiveJob:
     """Scores requests of one revision of a job, until `run` is cancelled.
 
     `lookups`: copies of lookup maps that the jobs of the process share; `models`: models that they share; `most`:
-    events that may wait, and their bytes. `is_ready`: whether it scores.
+    events that may wait, and their bytes; `allow_python`: modules whose functions the job's features may call.
+    `is_ready`: whether it scores.
     """
 
     def __init__(
-        self, grid: Grid, record: JobRecord, lookups: Lookups, models: LoadedModels, most: tuple[int, int]
+        self,
+        grid: Grid,
+        record: JobRecord,
+        lookups: Lookups,
+        models: LoadedModels,
+        most: tuple[int, int],
+        allow_python: Collection[str] = (),
     ) -> None:
         job = record.job
         self.record = record
@@ -68,8 +76,9 @@ class LiveJob:
         self.is_ready = False
         self._lookups = JobLookups(grid, job, lookups)
         tables, fetchers = self._lookups.tables, self._lookups.fetchers
-        self._scorer = Scorer(job, record.revision, tables, fetchers, self.stats)
-        self._model = LiveModel(grid, record, tables, self.stats, models)
+        functions = self._functions = FunctionProcess(job, tables, allow_python) if job.has_functions else None
+        self._scorer = Scorer(job, record.revision, tables, fetchers, self.stats, functions=functions)
+        self._model = LiveModel(grid, record, tables, self.stats, models, functions)
         self._experiment = LiveExperiment(grid, record, tables, self._model, self.stats)
         self._batches: MicroBatches[_Work, Answers] = MicroBatches(*most)
         self._cursor = Cursor(0, 0)
@@ -79,7 +88,8 @@ class LiveJob:
         """Why it does not score; empty if it does."""
         if self.is_ready:
             return ""
-        return self.stats.lookup_error or self.stats.model_error or "it is being loaded"
+        stats = self.stats
+        return stats.lookup_error or stats.function_error or stats.model_error or "it is being loaded"
 
     @property
     def waiting(self) -> int:
@@ -162,6 +172,8 @@ class LiveJob:
         return answers
 
     async def _close(self) -> None:
+        if self._functions is not None:
+            await self._functions.close()
         await self._experiment.close()
         await self._model.close()
         await self._lookups.close()
@@ -189,11 +201,18 @@ class LiveJobs:
     """The jobs that are served, as the cluster has them.
 
     `models`: loaded models, shared with others of this process; `only`: names of those to serve; all if empty; `most`:
-    events of a job that may wait, and their bytes.
+    events of a job that may wait, and their bytes; `allow_python`: modules whose functions their features may call.
     """
 
-    def __init__(self, grid: Grid, models: LoadedModels, only: Collection[str], most: tuple[int, int]) -> None:
-        self._grid, self._only, self._most = grid, frozenset(only), most
+    def __init__(
+        self,
+        grid: Grid,
+        models: LoadedModels,
+        only: Collection[str],
+        most: tuple[int, int],
+        allow_python: Collection[str] = (),
+    ) -> None:
+        self._grid, self._only, self._most, self._allow_python = grid, frozenset(only), most, allow_python
         self._jobs = Jobs(grid)
         self._lookups, self._models = Lookups(grid), models
         self._changed = asyncio.Event()
@@ -265,7 +284,7 @@ class LiveJobs:
         name = record.name
         if name in self._next:
             self._next.pop(name).task.cancel()
-        live = LiveJob(self._grid, record, self._lookups, self._models, self._most)
+        live = LiveJob(self._grid, record, self._lookups, self._models, self._most, self._allow_python)
 
         def ready() -> None:
             if (mine := self._next.get(name)) is not None and mine.live is live:

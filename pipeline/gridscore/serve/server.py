@@ -55,7 +55,7 @@ class Server:
         self._grid = grid
         self._settings, _ = from_environment(settings)
         loaded, most = LoadedModels(grid), (settings.max_scoring, 2 * BATCH_BYTES)
-        self.jobs = LiveJobs(grid, loaded, settings.jobs, most)
+        self.jobs = LiveJobs(grid, loaded, settings.jobs, most, settings.allow_python)
         self._models = LiveModels(grid, loaded, most)
         self._health = GridHealth(grid, JOBS_MAP)
         bodies = Bodies(settings.max_body, settings.max_waiting_bytes)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from gridscore.job.plugs.http import PostSettings
-from gridscore.job.types import JobName, MapName  # noqa: TC001 -- pydantic reads them
+from gridscore.job.types import JobName, MapName, ModuleName  # noqa: TC001 -- pydantic reads them
 
 if TYPE_CHECKING:
     from gridscore.sources.http.settings import HttpSourceSettings
@@ -32,6 +32,11 @@ class ServeSettings(PostSettings):
         ge=1,
         le=1_000_000,
         description="Events of a job at most that wait to be scored; who comes then is told to come later.",
+    )
+    allow_python: tuple[ModuleName, ...] = Field(
+        default=(),
+        max_length=100,
+        description="Modules whose functions the features of jobs may call, with all below them. Default: none.",
     )
     dashboard: bool = Field(default=True, description="Show what runs, as pages, at `/`.")
 
