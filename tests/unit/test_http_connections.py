@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 import resource
+import shlex
+import subprocess
+import sys
 
 import httpx
 import pytest
@@ -109,3 +112,23 @@ def test_a_network_of_ipv6_is_one_address():
     assert http_connections.address_of("2001:db8::1") == http_connections.address_of("2001:db8::ffff:2")
     assert http_connections.address_of("2001:db8::1") != http_connections.address_of("2001:db8:0:1::1")
     assert http_connections.address_of("10.0.0.1") != http_connections.address_of("10.0.0.2")
+
+
+@pytest.mark.parametrize(
+    ("limits", "listeners", "said"),
+    [
+        ("ulimit -Sn 300 && ulimit -Hn 3000", 500, "2700"),
+        ("ulimit -Sn 300 && ulimit -Hn 1000", 500, "1000"),
+        ("ulimit -Sn 300 && ulimit -Hn 1000", 900, "must be let open 1,100 files; its limit is 1,000."),
+    ],
+)
+def test_a_process_may_open_a_file_for_each_connection_or_says_that_it_may_not(limits, listeners, said):
+    script = f"""
+import resource
+from gridscore.sources.http.server import _allow_files
+_allow_files(2_500, {listeners})
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+    command = f"{limits} && exec {shlex.quote(sys.executable)} -c {shlex.quote(script)}"
+    run = subprocess.run(["/bin/bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    assert said in run.stdout + run.stderr

@@ -1,7 +1,9 @@
 """Streams of results: nothing is missing, whoever reads slowly is cut off with a place to go on from."""
 
 import asyncio
+import contextlib
 import json
+import re
 from contextlib import asynccontextmanager
 
 import httpx
@@ -105,7 +107,9 @@ async def test_who_reads_slowly_is_cut_off_and_misses_nothing_all_the_same(monke
             slow = feed.listener(None)
             results = feed.results(slow)
             await write(cluster, 0)
-            assert [item.text for item in await anext(results)] == [b'{"key":"k0","score": 0, "decision": "even"}']
+            assert [item.text for item in (await anext(results)).items] == [
+                b'{"key":"k0","score": 0, "decision": "even"}'
+            ]
             place = slow.place
             async with listening(http) as fast:
                 await write(cluster, *range(1, 60))
@@ -146,13 +150,13 @@ async def test_few_catch_up_at_once_and_none_for_long(monkeypatch):
             await write(cluster, 0, 1)
             feed = await server._streams._feed(MAP)
             first, second = (feed.results(feed.listener(place)) for _ in range(2))
-            assert b"k0" in (await anext(first))[0].text
+            assert b"k0" in (await anext(first)).items[0].text
             waiting = asyncio.create_task(anext(second))
             await asyncio.wait({waiting}, timeout=0.05)
             assert feed._turn.locked()
             assert not waiting.done()
             await first.aclose()
-            assert b"k0" in (await waiting)[0].text
+            assert b"k0" in (await waiting).items[0].text
             await second.aclose()
             monkeypatch.setattr(feeds, "CATCH_UP_SECONDS", -1.0)
             async with listening(http, place=place) as late:
@@ -161,11 +165,10 @@ async def test_few_catch_up_at_once_and_none_for_long(monkeypatch):
             feed.close()
 
 
-async def test_who_cannot_listen_is_told_why(monkeypatch):
-    monkeypatch.setattr(streams, "MAX_LISTENERS", 1)
+async def test_who_cannot_listen_is_told_why():
     async with StubCluster(partitions=8) as cluster:
         await prepared(cluster, PLAIN, JOB.replace("results.cards", "scores"))
-        async with serving(cluster, "plain") as server, client(server) as http:
+        async with serving(cluster, "plain", listeners=1) as server, client(server) as http:
             for place in ("x", "eJwDAAAAAAE", "-", "A" * 5_000):
                 wrong = await http.get("/results/plain/stream", headers={"Last-Event-ID": place})
                 assert (wrong.status_code, "is not one of this stream" in wrong.json()["error"]) == (400, True)
@@ -178,6 +181,38 @@ async def test_who_cannot_listen_is_told_why(monkeypatch):
             await until(lambda: server._streams.listeners == 0)
             async with listening(http):
                 pass
+
+
+async def test_many_have_each_result_once_while_some_of_them_stop_reading(monkeypatch):
+    monkeypatch.setattr(feeds, "KEPT_BYTES", 1_000_000)
+    monkeypatch.setattr(streams, "PLACE_SECONDS", 0.0)
+    ask = b"GET /results/plain/stream%b HTTP/1.1\r\nHost: x\r\n\r\n"
+    large = b'{"score": %d, "decision": "%s", "why": "' + b"x" * 300_000 + b'"}'
+    async with StubCluster(partitions=1) as cluster:
+        await prepared(cluster, PLAIN)
+        async with (
+            serving(cluster, "plain", listeners=202) as server,
+            client(server) as http,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            many = [await stack.enter_async_context(raw(server)) for _ in range(200)]
+            for number, (reader, writer) in enumerate(many):
+                writer.write(ask % (b"?decision=odd" if number < 198 else b""))
+                assert b"\nid: " in await reader.readuntil(b"\n\n")
+                if number >= 198:  # these take all, and that is much
+                    writer.transport.pause_reading()
+            feed = server._streams._feeds[MAP].result()
+            await until(lambda: len(feed._waiting) == 200)
+            [place] = {id(each.place): each.place for each in feed._waiting}.values()  # one for all
+            await write(cluster, *range(0, 60, 2), text=large)
+            await write(cluster, 61, 63)
+            for reader, _ in many[:198]:
+                had = b""
+                while b'"k63"' not in had:
+                    had += await reader.read(1 << 16)
+                assert re.findall(rb'"key":"(k\d+)"', had) == [b"k61", b"k63"]
+            async with listening(http, place=place) as again:
+                assert await again.keys(32) == [*(f"k{n}" for n in range(0, 60, 2)), "k61", "k63"]
 
 
 async def test_a_server_that_stops_tells_listeners_their_place():
@@ -314,7 +349,7 @@ async def raw(server):
         writer.close()
 
 
-async def test_what_is_not_a_listener_gets_no_websocket(monkeypatch, caplog):
+async def test_what_is_not_a_listener_gets_no_websocket(caplog):
     async with StubCluster(partitions=8) as cluster:
         await prepared(cluster, PLAIN)
         async with serving(cluster, "plain") as server:
@@ -342,7 +377,7 @@ async def test_what_is_not_a_listener_gets_no_websocket(monkeypatch, caplog):
             async with raw(server) as (reader, writer):
                 writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" + HANDSHAKE)
                 assert b"101" not in await reader.read()
-            monkeypatch.setattr(streams, "MAX_LISTENERS", 1)
+            server._streams._most = 1
             async with connected(server) as socket:
                 await told(socket)
                 assert await refused(server) == 503

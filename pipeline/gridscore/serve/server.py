@@ -61,9 +61,9 @@ class Server:
         bodies = Bodies(settings.max_body, settings.max_waiting_bytes)
         self._scores = Scores(grid, self._settings, self.jobs, bodies)
         inference = Inference(self._models, self._problem, bodies)
-        self.http = HttpServer(grid, self._settings)
+        self.http = HttpServer(grid, self._settings, listeners=settings.listeners)
         guard, acting, self._observation = self.http.guard, Acting(grid), Observation(grid)
-        self._streams = Streams(grid, self.jobs, guard)
+        self._streams = Streams(grid, self.jobs, guard, settings.listeners)
         self._dashboard = None
         if settings.dashboard:
             self._dashboard = Dashboard(grid, self._settings, guard, acting, self._observation, self._describe)

@@ -38,6 +38,9 @@ class ServeSettings(PostSettings):
         max_length=100,
         description="Modules whose functions the features of jobs may call, with all below them. Default: none.",
     )
+    listeners: int = Field(
+        default=500, ge=1, le=20_000, description="Streams of results at once; as many connections more are let in."
+    )
     dashboard: bool = Field(default=True, description="Show what runs, as pages, at `/`.")
 
     @model_validator(mode="after")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import aclosing, suppress
+from contextlib import aclosing, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,26 +14,23 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
 
 from gridscore.errors import GridscoreError, JournalMissingError, UsageError
-from gridscore.serve.feed import CutOffError, Feed
+from gridscore.serve.feed import PULSE_SECONDS, CutOffError, Feed
 from gridscore.serve.tasks import unless_left
 from gridscore.sources.http.answer import http_error, later
 from gridscore.sources.http.gate import SUBPROTOCOL
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 
     from starlette.types import Receive, Scope, Send
 
     from gridscore.grid import Grid
     from gridscore.keys import Key
-    from gridscore.serve.feed import Listener
+    from gridscore.serve.feed import Listener, Piece
     from gridscore.serve.live_jobs import LiveJobs
     from gridscore.sources.http.gate import Guard
 
-MAX_LISTENERS = 500  # streams at once, of all jobs: half of the requests that there may be
 PLACE_SECONDS = 1.0  # how often a listener is told its place
-# After this time without a result a comment is sent, so that nobody on the way takes the connection for dead.
-IDLE_SECONDS = 15.0
 KEY_SECONDS = 0.5  # how often is looked whether the key is still good
 
 _NOT_PERMITTED, _RESTART, _AGAIN_LATER = 1008, 1012, 1013  # why a WebSocket is closed
@@ -46,11 +44,12 @@ class _RefusedError(GridscoreError):
 
 
 class Streams:
-    """Answers those who listen."""
+    """Answers those who listen. `most`: streams at once, of all jobs."""
 
-    def __init__(self, grid: Grid, jobs: LiveJobs, guard: Guard) -> None:
-        self._grid, self._jobs, self._guard = grid, jobs, guard
+    def __init__(self, grid: Grid, jobs: LiveJobs, guard: Guard, most: int) -> None:
+        self._grid, self._jobs, self._guard, self._most = grid, jobs, guard, most
         self._feeds: dict[str, asyncio.Task[Feed]] = {}
+        self._watches: dict[Key, tuple[set[Listener], asyncio.Task[None]]] = {}
         self.listeners = 0
 
     def is_for(self, path: str) -> bool:
@@ -81,7 +80,7 @@ class Streams:
     async def _listen(self, request: HTTPConnection, receive: Receive, send: Send) -> None:
         if request.scope.get("method", "GET") != "GET":
             raise HTTPException(405, "Listen with GET.", headers={"Allow": "GET"})
-        if self.listeners > MAX_LISTENERS:
+        if self.listeners > self._most:
             raise later(503, "There are too many listeners.")
         matched = _PATH.fullmatch(request.scope["path"])
         name = matched[1] if matched else ""
@@ -97,28 +96,42 @@ class Streams:
         except GridscoreError as error:
             raise later(503, str(error)) from None
         feed.listeners += 1
-        key, loop = request.scope.get("gridscore.key"), asyncio.get_running_loop()
-        # Never done if no key had to be shown.
-        refused = loop.create_future() if key is None else loop.create_task(self._refused(key))
         try:
             decisions = frozenset(request.query_params.getlist("decision"))
             voice = _Events(send) if request.scope["type"] == "http" else _Messages(send, request.scope["subprotocols"])
-            work = asyncio.ensure_future(_tell_all(feed, listener, decisions, voice, refused))
-            await unless_left(receive, work)
+            with self._watched(request.scope.get("gridscore.key"), listener):
+                await unless_left(receive, asyncio.ensure_future(_tell_all(feed, listener, decisions, voice)))
         finally:
-            refused.cancel()
-            await asyncio.gather(refused, return_exceptions=True)
             feed.listeners -= 1
             if not feed.listeners:
                 feed.close()
 
-    async def _refused(self, key: Key) -> None:
-        """Return when a key is no longer good."""
+    @contextmanager
+    def _watched(self, key: Key | None, listener: Listener) -> Iterator[None]:
+        """End a listener when the key that it has shown is no longer good: one watch for all with the same."""
+        if key is None:
+            yield
+            return
+        if key not in self._watches:
+            those: set[Listener] = set()
+            self._watches[key] = those, asyncio.create_task(self._watch(key, those))
+        listeners, watch = self._watches[key]
+        listeners.add(listener)
+        try:
+            yield
+        finally:
+            listeners.discard(listener)
+            if not listeners:
+                watch.cancel()
+                del self._watches[key]
+
+    async def _watch(self, key: Key, listeners: set[Listener]) -> None:
         while True:
             await asyncio.sleep(KEY_SECONDS)
             with suppress(HazelcastError, GridscoreError):  # looked up again
                 if not await self._guard.is_good(key):
-                    return
+                    for each in listeners:
+                        each.end()
 
     async def _feed(self, map_name: str) -> Feed:
         opening = self._feeds.get(map_name)
@@ -139,10 +152,14 @@ class _Events:
         await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         await self._write(b"retry: 1000\nid: %b\n\n" % place.encode())
 
-    async def tell(self, texts: list[bytes], lost: int, place: str) -> None:
+    async def tell(self, body: bytes) -> None:
+        await self._write(body)
+
+    @staticmethod
+    def body(texts: list[bytes], lost: int, place: str) -> bytes:
         body = b'event: lost\ndata: {"lost":%d}\n\n' % lost if lost else b""
         body += b"".join(b"data: %b\n\n" % text for text in texts)
-        await self._write(body + (b"id: %b\n\n" % place.encode() if place else b""))
+        return body + (b"id: %b\n\n" % place.encode() if place else b"")
 
     async def be_there(self) -> None:
         await self._write(b":\n\n")
@@ -166,11 +183,15 @@ class _Messages:
         await self._send({"type": "websocket.accept", "subprotocol": self._subprotocol})
         await self._say(b'{"id":"%b"}' % place.encode())
 
-    async def tell(self, texts: list[bytes], lost: int, place: str) -> None:
+    async def tell(self, body: bytes) -> None:
+        await self._say(body)
+
+    @staticmethod
+    def body(texts: list[bytes], lost: int, place: str) -> bytes:
         parts = [b'"lost":%d' % lost] if lost else []
         parts += [b'"results":[%b]' % b",".join(texts)] if texts else []
         parts += [b'"id":"%b"' % place.encode()] if place else []
-        await self._say(b"{%b}" % b",".join(parts))
+        return b"{%b}" % b",".join(parts)
 
     async def be_there(self) -> None:
         pass
@@ -183,40 +204,55 @@ class _Messages:
         await self._send({"type": "websocket.send", "text": text.decode()})
 
 
-async def _tell_all(
-    feed: Feed,
-    listener: Listener,
-    decisions: Collection[str],
-    voice: _Events | _Messages,
-    refused: asyncio.Future[None],
-) -> None:
+async def _tell_all(feed: Feed, listener: Listener, decisions: frozenset[str], voice: _Events | _Messages) -> None:
     now = asyncio.get_running_loop().time
     await voice.begin(listener.place)
     told, lost = now(), 0
     async with aclosing(feed.results(listener)) as results:
         while True:
-            coming = asyncio.ensure_future(anext(results))
             try:
-                while not coming.done():
-                    if refused.done():
-                        raise _RefusedError("The key is no longer good.")
-                    done, _ = await asyncio.wait((coming, refused), timeout=IDLE_SECONDS, return_when="FIRST_COMPLETED")
-                    if not done:
-                        await voice.be_there()
-                items = coming.result()
+                piece = await _next(results, listener, voice)
             except GridscoreError as error:
                 kind, code = ("cut", _AGAIN_LATER) if isinstance(error, CutOffError) else ("end", _RESTART)
                 code = _NOT_PERMITTED if isinstance(error, _RefusedError) else code
                 await voice.end(kind, code, listener.place, error.message)
                 return
-            finally:
-                if not coming.done():
-                    coming.cancel()
-                    await asyncio.gather(coming, return_exceptions=True)
-            texts = [item.text for item in items if not decisions or item.decision in decisions]
             more, lost = listener.lost - lost, listener.lost
-            is_due = now() - told >= PLACE_SECONDS
-            if is_due:
-                told = now()
-            if texts or more or is_due:
-                await voice.tell(texts, more, listener.place if is_due else "")
+            place = ""
+            if now() - told >= PLACE_SECONDS:
+                told, place = now(), listener.place
+            body = piece.body(
+                (voice.body, decisions, place, more), partial(_body, voice, piece, decisions, more, place)
+            )
+            if body:
+                await voice.tell(body)
+
+
+def _body(voice: _Events | _Messages, piece: Piece, decisions: Collection[str], lost: int, place: str) -> bytes:
+    texts = [item.text for item in piece.items if not decisions or item.decision in decisions]
+    return voice.body(texts, lost, place) if texts or lost or place else b""
+
+
+async def _next(results: AsyncGenerator[Piece], listener: Listener, voice: _Events | _Messages) -> Piece:
+    """The next piece. Raises _RefusedError if the listener is to end."""
+    while not listener.ended.done():
+        coming = asyncio.ensure_future(anext(results)) if listener.positions is not None else None
+        try:
+            while coming is not None and not coming.done():  # it catches up, and hears of nothing else meanwhile
+                done, _ = await asyncio.wait(
+                    (coming, listener.ended), timeout=PULSE_SECONDS, return_when="FIRST_COMPLETED"
+                )
+                if listener.ended.done() and not coming.done():
+                    raise _RefusedError("The key is no longer good.")
+                if not done:
+                    await voice.be_there()
+            piece = await (anext(results) if coming is None else coming)
+        finally:
+            if coming is not None and not coming.done():
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
+        if piece.items:
+            return piece
+        if not listener.ended.done():
+            await voice.be_there()
+    raise _RefusedError("The key is no longer good.")

@@ -106,7 +106,7 @@ class PostSettings(Strict):
     max_per_address: int = Field(
         default=500,
         ge=1,
-        le=2_000,
+        le=22_000,
         description="The most connections from one address; behind a proxy, all requests have its address.",
     )
     patience: Duration = Field(

@@ -48,10 +48,14 @@ class _Waiting:
 
 
 class Connections:
-    """The connections of one source. `of_address`: most connections of one address."""
+    """The connections of one source.
 
-    def __init__(self, of_address: int) -> None:
-        self._of_address = of_address
+    `of_address`: most connections of one address; `more`: how many requests and connections there may be beyond the
+    usual, for those that last.
+    """
+
+    def __init__(self, of_address: int, more: int = 0) -> None:
+        self._of_address, self._more = of_address, more
         self._all = _Waiting()
         self._addresses: dict[Hashable, _Waiting] = {}
         self._address_of: dict[Connection, Hashable] = {}
@@ -59,11 +63,16 @@ class Connections:
         self._refused = self._closed = 0
         self._saying: asyncio.TimerHandle | None = None
 
+    @property
+    def most(self) -> int:
+        """How many there may be."""
+        return MAX_CONNECTIONS + self._more
+
     def enter(self, connection: Connection, host: str) -> bool:
         """Add a connection; whether there is room for it."""
         address = address_of(host)
         own = self._addresses.get(address) or _Waiting()
-        crowded = own if own.count >= self._of_address else self._all if self._all.count >= MAX_CONNECTIONS else None
+        crowded = own if own.count >= self._of_address else self._all if self._all.count >= self.most else None
         if crowded is not None and not self._make_room(crowded.first(_now())):
             return self._refuse(host)
         self._addresses[address] = own
@@ -76,7 +85,9 @@ class Connections:
     def begin(self, connection: Connection) -> bool:
         """Note the head of a request; whether there is room for it."""
         if connection not in self._asking:
-            if len(self._asking) >= MAX_REQUESTS and not self._make_room(self._all.first(_now(), silent=False)):
+            if len(self._asking) >= MAX_REQUESTS + self._more and not self._make_room(
+                self._all.first(_now(), silent=False)
+            ):
                 return self._refuse(str(self._address_of.get(connection)))
             self._asking.add(connection)
         for each in self._lists(connection):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,18 +27,20 @@ if TYPE_CHECKING:
     from gridscore.grid import Grid
     from gridscore.job.plugs.http import PostSettings
 
+LISTENERS = 500  # those for whom there is always room among the requests
+OTHER_FILES = 200  # of the process: connections to members, models, logs
 CLOSE_SECONDS = 3  # time for answers to leave when the server is closed
 
 
 class HttpServer:
     """Serves one application, behind the gate.
 
-    `guard`: knows who comes; `address`: where it listens, once it is open: `http://127.0.0.1:8080`.
+    `listeners`: requests that may last; `guard`: knows who comes; `address`: where it listens, once it is open: `http://127.0.0.1:8080`.
     """
 
-    def __init__(self, grid: Grid, settings: PostSettings) -> None:
-        self._settings, self.guard = settings, Guard(grid, settings)
-        self.connections = Connections(settings.max_per_address)
+    def __init__(self, grid: Grid, settings: PostSettings, *, listeners: int = 0) -> None:
+        self._settings, self.guard, self._listeners = settings, Guard(grid, settings), listeners
+        self.connections = Connections(settings.max_per_address, max(0, listeners - LISTENERS))
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self.address = ""
@@ -56,8 +59,9 @@ class HttpServer:
             takes_sockets: Whether the application answers WebSockets, too.
 
         Raises SettingsError if the certificate or its key cannot be used; UsageError if the address cannot be listened
-        on, or strangers would reach it.
+        on, strangers would reach it, or the process may open too few files.
         """
+        _allow_files(self.connections.most, self._listeners)
         sockets: dict[str, Any] = {"ws": "none"}
         if takes_sockets:
             from gridscore.sources.http.sockets import MAX_MESSAGE, BoundedSocket
@@ -119,6 +123,25 @@ class HttpServer:
                 "Is something else listening there? --port names another port, --host another address.",
             ) from None
         return listening
+
+
+def _allow_files(connections: int, listeners: int) -> None:
+    """Let the process open a file for each connection, if it may; one for each listener it must."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if listeners and hard != unlimited and hard < listeners + OTHER_FILES:
+        raise UsageError(
+            f"For {listeners:,} listeners this process must be let open {listeners + OTHER_FILES:,} files; "
+            f"its limit is {hard:,}.",
+            "Raise it (`ulimit -Hn`, `LimitNOFILE=` of systemd, `--ulimit nofile=` of containers), or name fewer.",
+        )
+    wanted = connections + OTHER_FILES
+    if soft != unlimited and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == unlimited else min(wanted, hard), hard))
 
 
 def _load(config: uvicorn.Config, settings: PostSettings) -> Certificate | None:
