@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
+
+from hazelcast.errors import HazelcastError
 
 from gridscore.dead_letters.letters import MAX_RAW, walk_letters
 from gridscore.grid import transport
@@ -105,6 +108,7 @@ class MissingResults:
         self._rejected: set[Rejection] = set()
         self._letters: set[Rejection] = set()
         self._letters_at = float("-inf")
+        self._has_looked = False
 
     def were_rejected(self, letters: Iterable[DeadLetter]) -> None:
         """Events could not be scored, whether or not there was room for their dead letters."""
@@ -112,18 +116,29 @@ class MissingResults:
         self._rejected |= {_rejection(dead) for dead in letters if dead.sequence < 0}
 
     async def look(self) -> None:
-        """If all results are gone, ask for their events to be scored again: by the offsets, all is well."""
+        """If all results are gone, ask for their events to be scored again: by the offsets, all is well.
+
+        Where the map cannot be read, nothing can be written to it either: `follow` looks until it can.
+        """
+        with suppress(HazelcastError):
+            await self._look()
+
+    async def _look(self) -> None:
+        self._has_looked = False
         if self._may_search and await self._are_gone():
             leases = await read_records(self._grid, self._job.name)
             scored = [partition for partition, lease in leases.items() if lease.offset > 0]
             if scored and await self._are_gone():  # other workers may just have begun
                 await self._ask(scored)
+        self._has_looked = True
 
     async def _are_gone(self) -> bool:
         return not await transport.map_size(self._grid.client, self._job.results)
 
     async def follow(self) -> None:
         """The same whenever somebody destroys the result map."""
+        if not self._has_looked:
+            await registered(self._grid, self._look)
         destroyed = asyncio.Event()
         stop = await registered(self._grid, lambda: self._grid.on_destroyed(self._job.results, destroyed.set))
         try:
