@@ -40,9 +40,9 @@ _CONFIG_FOLDER, _CONFIG_FILE = "/opt/hazelcast", "gridscore.yaml"
 _OVERHEAD_BYTES = 512 << 20  # what a member's JVM takes besides its heap
 _WORKER_BYTES = 1 << 30
 _GOES_ON = ("running", "restarting")
-_RESTARTS = 2  # by the engine, after which a container that has not run for long since ends again and again
+_RESTARTS = 2  # by the engine, without running for long in between, after which a container ends again and again
 _LONG_SECONDS = 60.0
-_MORE = "`gridscore logs` shows what it says."
+_SEE_LOGS = "`gridscore logs` shows what it says."
 _STEADY_SECONDS = 5.0  # after which a worker works that holds no partition, as there are more workers than partitions
 _STOP_SECONDS = 15  # how long a worker may take to give its partitions back
 
@@ -82,6 +82,8 @@ class Containers:
     def __init__(self, cluster_name: str | None = None) -> None:
         self.cluster_name = cluster_name or template_cluster_name(load_template())
         self._client = _engine()
+        # How often the engine had restarted each worker when it last ran for long, or was first seen.
+        self._restarts_before: dict[str, int] = {}
 
     # ------------------------------------------------------------------ members
 
@@ -198,7 +200,12 @@ class Containers:
 
     @_asked
     def workers(self, job: str) -> list[Any]:
-        return self._find("worker", job)
+        found = self._find("worker", job)
+        for each in found:
+            now = _restarts(each)
+            before = now if self.runs_for_long(each) else self._restarts_before.get(each.name, now)
+            self._restarts_before[each.name] = min(before, now)  # the engine counts anew when somebody starts it
+        return found
 
     @property
     @_asked
@@ -216,10 +223,10 @@ class Containers:
         """Whether it has not ended lately."""
         return container.status == "running" and _age(container) >= _LONG_SECONDS
 
-    @classmethod
-    def fails(cls, container: Any) -> bool:
-        """Whether the engine starts it again and again."""
-        return container.attrs.get("RestartCount", 0) >= _RESTARTS and not cls.runs_for_long(container)
+    def fails(self, worker: Any) -> bool:
+        """Whether the engine starts it again and again, since it was first seen here."""
+        ends = _restarts(worker) - self._restarts_before[worker.name]
+        return ends >= _RESTARTS and not self.runs_for_long(worker)
 
     @classmethod
     def _works(cls, worker: Any) -> bool:
@@ -228,6 +235,7 @@ class Containers:
             return cls.runs_for_long(worker)
         age = _age(worker)
         log = worker.logs(since=int(time.time() - age)).decode(errors="replace")
+        # What cli/worker.py and scoring/worker.py log.
         return "holds its first partitions" in log or (age >= _STEADY_SECONDS and "is looking for jobs" in log)
 
     @_asked
@@ -243,7 +251,7 @@ class Containers:
         memory = " It ran out of memory." if worker.attrs["State"].get("OOMKilled") else ""
         return ContainerError(
             f"{worker.name} ends again and again.{memory} Its last lines:\n{last_lines(lines)}",
-            f"{_MORE} If fewer workers are asked for, such go first.",
+            f"{_SEE_LOGS} If fewer workers are asked for, such go first.",
         )
 
     @_asked
@@ -255,7 +263,7 @@ class Containers:
                 if self.fails(each):
                     raise self.failure(each)
             if time.monotonic() > deadline:
-                raise ContainerError(f"{idle[0].name} did not begin to work in {START_SECONDS:.0f} seconds.", _MORE)
+                raise ContainerError(f"{idle[0].name} did not begin to work in {START_SECONDS:.0f} seconds.", _SEE_LOGS)
             pause.wait(0.25)
 
     @_asked
@@ -269,7 +277,12 @@ class Containers:
         """
         if settings.tls or settings.username or settings.password or settings.token:
             raise UsageError("Workers in containers get addresses and a name only, no credentials and no TLS.")
-        there = sorted(self.workers(job), key=lambda each: not self.goes_on(each) or self.fails(each))
+
+        def surplus(worker: Any) -> tuple[bool, int]:
+            # Those that end again and again go first, also if nobody has watched them here.
+            return not self.goes_on(worker), 0 if self.runs_for_long(worker) else _restarts(worker)
+
+        there = sorted(self.workers(job), key=surplus)
         for each in there[count:]:
             each.stop(timeout=_STOP_SECONDS)
             each.remove()
@@ -297,6 +310,7 @@ class Containers:
                 security_opt=["no-new-privileges:true"],
                 restart_policy={"Name": "unless-stopped"},
             )
+            self._restarts_before[worker.name] = 0
             self._start(worker)
 
     # ------------------------------------------------------------------ all
@@ -431,6 +445,11 @@ def _archive(name: str, data: bytes) -> bytes:
 def _age(container: Any) -> float:
     """Seconds since its present run began."""
     return time.time() - dt.datetime.fromisoformat(container.attrs["State"]["StartedAt"]).timestamp()
+
+
+def _restarts(container: Any) -> int:
+    """By the engine, since somebody has started it."""
+    return int(container.attrs.get("RestartCount", 0))
 
 
 def _death(container: Any, log: str) -> ContainerError:

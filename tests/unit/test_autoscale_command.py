@@ -226,17 +226,20 @@ def worker(number, status, restarts=0):
 
 @pytest.fixture
 def followed(monkeypatch):
-    """`autoscale --docker` over looks that see so many workers: what it asks for, its policy, what it begins with."""
+    """`autoscale --docker` over looks that see so many workers: what it asks for, its policy, what it begins with.
+
+    A container has a status, and how often it was restarted, at the beginning and for each look; the last ones stay.
+    """
 
     async def follow_all(looks, statuses, policy=Policy(2, 8), room=8):  # noqa: B008 -- frozen
         wanted, followed_by = [], []
 
-        class Fake(Containers):
-            def __init__(self, _cluster):
-                self._client = SimpleNamespace(info=lambda: {"MemTotal": room << 30})
+        lives = [each.split(", ") for each in statuses]
 
-            def workers(self, _job):
-                return [worker(number, *status.split()) for number, status in enumerate(statuses, 1)]
+        class Fake(Containers):
+            def _find(self, _role, _job):
+                now = [life.pop(0) if len(life) > 1 else life[0] for life in lives]
+                return [worker(number, *status.split()) for number, status in enumerate(now, 1)]
 
             def scale(self, _job, count, *_):
                 wanted.append(count)
@@ -246,6 +249,8 @@ def followed(monkeypatch):
             for count in looks:
                 await scale(2, overview_of(*(("here", pid) for pid in range(count))))
 
+        engine = SimpleNamespace(info=lambda: {"MemTotal": room << 30})
+        monkeypatch.setattr("gridscore.containers._engine", lambda: engine)
         monkeypatch.setattr("gridscore.containers.Containers", Fake)
         monkeypatch.setattr(autoscale, "_follow", follow)
         connection = SimpleNamespace(members=(), cluster_name="c", tls=False)
@@ -268,11 +273,12 @@ async def test_a_container_that_does_not_go_on_is_started_again(followed, status
 
 
 async def test_a_container_that_ends_again_and_again_is_named_once_and_does_not_count(followed, capsys):
-    wanted, _, begun = await followed([1, 1, 1], ["running", "restarting 2"])
-    assert (wanted, begun) == ([], 1)
+    wanted, _, begun = await followed([1, 1, 1], ["running", "running 7, restarting 9, running 9"])
+    assert (wanted, begun) == ([], 2)
     (said,) = capsys.readouterr().err.splitlines()
     assert "worker-2 ends again and again. Its last lines:   no room left `gridscore logs`" in said
-    assert (await followed([2], ["running", "running 1"]))[2] == 2
+    # It has ended once since this command looks.
+    assert (await followed([2], ["running", "running 7, restarting 8"]))[2] == 2
     assert not capsys.readouterr().err
 
 

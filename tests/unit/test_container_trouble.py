@@ -42,7 +42,7 @@ class FakeEngine:
         made.put_archive = lambda *_: True
         made.stop = lambda **_: setattr(made, "status", "exited")
         made.remove = lambda **_: self.made.remove(made)
-        made.start = lambda: setattr(made, "status", "running")
+        made.start = lambda: (setattr(made, "status", "running"), began(made, 0))
         made.reload = lambda: setattr(made, "status", "exited")
         made.logs = lambda **_: self.log.encode()
         self.made.append(made)
@@ -260,6 +260,34 @@ def test_a_worker_that_ended_long_ago_is_not_named(engine):
     containers.scale("flights", 1, settings, "gridscore")
     began(fake.made[0], 61, restarts=9)
     containers.await_workers("flights")
+
+
+def test_ends_count_since_a_worker_last_ran_for_long(engine):
+    fake = engine(log="flights: holds its first partitions")
+    settings = GridSettings(members=["127.0.0.1:1"])
+    Containers("test").scale("flights", 2, settings, "gridscore")
+    often, steady = fake.made
+    began(often, 61, restarts=9)
+    began(steady, 61)
+    watching = Containers("test")
+    watching.await_workers("flights")
+    for restarts, fails in ((10, False), (11, True)):
+        began(often, 0, restarts=restarts)
+        assert [watching.fails(each) for each in watching.workers("flights")] == [fails, False]
+    # A command that begins only now has seen none of that.
+    new = Containers("test")
+    new.await_workers("flights")
+    began(often, 0, restarts=12)
+    new.await_workers("flights")
+    began(often, 0, restarts=13)
+    with pytest.raises(ContainerError, match="worker-1 ends again and again"):
+        new.await_workers("flights")
+    # Started by somebody, it counts anew.
+    for restarts, fails in ((0, False), (1, False), (2, True)):
+        began(often, 0, restarts=restarts)
+        assert [new.fails(each) for each in new.workers("flights")] == [fails, False]
+    Containers("test").scale("flights", 1, settings, "gridscore")
+    assert fake.made == [steady]
 
 
 def test_a_worker_is_waited_for_until_it_says_that_it_works(engine, monkeypatch):

@@ -206,23 +206,23 @@ async def _with_containers(grid: Grid, job: str, policy: Policy, connection: Con
     )
     # A container that was killed starts again beside its own record, which would count as somebody else's worker.
     seen: deque[int] = deque(maxlen=math.ceil(GONE_SECONDS / _LOOK_SECONDS) + 1)
-    failing: set[str] = set()
+    told: set[str] = set()
 
     async def resize(target: int, overview: Overview) -> None:
         # A container uses our network, and so has our host name.
         workers = await asyncio.to_thread(containers.workers, job)
-        fail = {each.name: each for each in workers if containers.fails(each)}
-        for name in sorted(fail.keys() - failing):
-            _tell(str(await asyncio.to_thread(containers.failure, fail[name])))
-        # While it starts once more, or is started by us, it looks as a new one does.
-        failing.intersection_update(each.name for each in workers if not containers.runs_for_long(each))
-        failing.update(fail)
+        failed_now = {each.name: each for each in workers if containers.fails(each)}
+        for name in sorted(failed_now.keys() - told):
+            _tell(str(await asyncio.to_thread(containers.failure, failed_now[name])))
+        # A container that starts again looks like a new one: it stays told until it has run for long.
+        told.intersection_update(each.name for each in workers if not containers.runs_for_long(each))
+        told.update(failed_now)
         seen.append(max(overview.jobs[0].workers - len(workers), 0))
         wanted = max(target - min(seen), 0)
         if len(workers) != wanted or not all(map(containers.goes_on, workers)):
             await asyncio.to_thread(containers.scale, job, wanted, settings, image)
 
-    begun = sum(containers.goes_on(each) and not containers.fails(each) for each in there)
+    begun = sum(map(containers.goes_on, there))
     await _follow(grid, job, policy, resize, begun)
 
 
