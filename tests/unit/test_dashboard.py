@@ -110,6 +110,11 @@ async def act(http, path, **form):
     return await http.post(path, data=form, headers={"Origin": str(http.base_url)})
 
 
+async def button(http, path, verb):
+    """Where a button of a page leads."""
+    return unescape(re.search(rf'href="([^"]+/do/{verb}\?[^"]+)"', (await http.get(path)).text)[1])
+
+
 async def test_pages_show_jobs_workers_results_and_why_one_was_decided():
     async with StubCluster(partitions=8) as cluster:
         gridscore = await prepared(cluster, JOB, PLAIN)
@@ -299,8 +304,18 @@ async def test_what_is_done_is_confirmed_permitted_and_in_the_log():
             assert (await gridscore.models.aliases("cards")) == {"champion": 1}
             await gridscore.start_experiment("cards", 2, split=30)
             await see_all(http, job, "split of cards v2", "Too little was scored to compare", "Stop the experiment")
-            assert "It is over" in (await did(f"{job}/do/stop-experiment"))[1]
-            status, said = await did(f"{job}/do/promote-experiment")
+            stop, promote = [await button(http, job, each) for each in ("stop-experiment", "promote-experiment")]
+            # A page that was open since: it does nothing with the experiment that is there by then.
+            await gridscore.stop_experiment("cards")
+            another = await gridscore.start_experiment("cards", 2, split=10)
+            for old in (stop, promote):
+                status, said = await did(old)
+                assert (status, "has another experiment by now, with v2: it goes on" in said) == (409, True)
+            assert (await gridscore.experiment("cards")).experiment.id == another.id
+            assert (await gridscore.models.aliases("cards")) == {"champion": 1}
+            assert (await did(f"{job}/do/stop-experiment"))[0] == 400
+            assert "It is over" in (await did(stop.replace(stop.rpartition("=")[2], another.id)))[1]
+            status, said = await did(promote)
             assert (status, "no experiment" in said) == (400, True)
             assert (await did(f"{job}/do/suspend"))[0] == 200
             assert (await gridscore.jobs.get("cards")).state == "SUSPENDED"

@@ -188,8 +188,11 @@ async def test_models_go_live_and_back_once_however_often_that_is_asked_for():
             trial = {"version": "challenger", "split": 30}
             assert (await call("POST", "jobs/cards/experiment/start", trial))["version"] == 2
             await call("POST", "jobs/cards/experiment/start", trial, 400)
-            assert (await call("GET", "jobs/cards/experiment"))["kind"] == "split"
-            await call("POST", "jobs/cards/experiment/stop")
+            found = await call("GET", "jobs/cards/experiment")
+            assert found["kind"] == "split"
+            for way in ("stop", "promote"):
+                await call("POST", f"jobs/cards/experiment/{way}", {"experiment": "another"}, 409)
+            await call("POST", "jobs/cards/experiment/stop", {"experiment": found["id"]})
             await call("DELETE", "models/cards/versions/2", status=409)
             await call("DELETE", "models/cards/aliases/challenger")
             await call("DELETE", "models/cards/aliases/champion", status=409)

@@ -208,21 +208,25 @@ class ExperimentVerbs(ModelVerbs):
             raise UsageError(f"The job `{job}` has no experiment.", f"`gridscore experiment start {job}` begins one.")
         return Standing(found, await counts_of(self.grid, found))
 
-    async def stop_experiment(self, job: str, *, version: int | None = None, why: str = "") -> Standing:
+    async def stop_experiment(
+        self, job: str, *, version: int | None = None, experiment: str | None = None, why: str = ""
+    ) -> Standing:
         """End an experiment, and remove all of it, what a shadow has scored included; returns how it stood.
 
         If it is interrupted, the same again does the rest.
 
         Args:
             version: Of several challengers, end only this one: the champion scores its entities, the others go on.
+            experiment: The ID of the one that is meant, so that none which has begun since is stopped unseen.
 
         Raises:
             JobError: There is no such job.
+            ModelError: It has another experiment by now.
             UsageError: It has no experiment, or no such challenger.
         """
+        found = await self._meant(job, experiment)
         if version is None:
-            return await self._stop(job, why, "experiment stop")
-        found = (await self.experiment(job)).experiment
+            return await self._stop(found, why, "experiment stop")
         _challenger(found, version)
         self.models.entry("experiment stop", why=why)  # refuses a reason that is too long
         has_ended = False
@@ -245,6 +249,7 @@ class ExperimentVerbs(ModelVerbs):
         job: str,
         *,
         version: int | None = None,
+        experiment: str | None = None,
         allow_changed_features: bool = False,
         why: str = "",
         override: str = "",
@@ -253,15 +258,16 @@ class ExperimentVerbs(ModelVerbs):
 
         Args:
             version: Which, if there are several.
+            experiment: As of `stop_experiment`.
 
         Raises:
             GateError: It has not passed the gates of a job that follows the alias.
-            ModelError: It is not for the features of such a job.
+            ModelError: It is not for the features of such a job, or the job has another experiment by now.
             UsageError: There is no experiment, it has ended, or the job names a fixed version.
         """
         from gridscore.operations.rollout import rollout
 
-        found = (await self.experiment(job)).experiment
+        found = await self._meant(job, experiment)
         alias = (await self.jobs.get(job)).job.model.alias
         if version is None and len(found.challengers) > 1:
             raise UsageError(f"There are several challengers: {found.versions}.", "Say which: `--version 2`.")
@@ -283,12 +289,21 @@ class ExperimentVerbs(ModelVerbs):
             return all(worker.state == "live" for worker in (await rollout(self.grid, job)).workers)
 
         await _until(self.grid, is_live)  # so that nobody who was the challenger's is the old champion's again
-        return await self._stop(job, why, "experiment promote", chosen.version)
+        return await self._stop(found, why, "experiment promote", chosen.version)
 
-    async def _stop(self, job: str, why: str, action: str, promoted: int | None = None) -> Standing:
+    async def _meant(self, job: str, experiment: str | None) -> Experiment:
+        found = (await self.experiment(job)).experiment
+        if experiment not in (None, found.id):
+            raise ModelError(
+                f"The job `{job}` has another experiment by now, with {found.versions}: it goes on.",
+                f"`gridscore experiment status {job}` shows it.",
+            )
+        return found
+
+    async def _stop(self, found: Experiment, why: str, action: str, promoted: int | None = None) -> Standing:
         from gridscore.operations.status import Observer
 
-        grid, found = self.grid, (await self.experiment(job)).experiment
+        grid, job = self.grid, found.job
         self.models.entry(action, why=why)  # refuses a reason that is too long
 
         def ended(current: dict[str, Any] | None) -> dict[str, Any]:

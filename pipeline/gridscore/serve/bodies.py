@@ -102,12 +102,14 @@ class Stopping(Act):
     """How an experiment, or one of several challengers, ends."""
 
     version: Number | None = None
+    experiment: Annotated[str, Field(max_length=40)] | None = Field(
+        default=None, description="The `id` of the one that is meant; 409 if it is another by now."
+    )
 
 
-class Ending(Act):
+class Ending(Stopping):
     """How a challenger becomes the champion."""
 
-    version: Number | None = None
     allow_changed_features: bool = False
     override: Text = ""
 

@@ -202,8 +202,8 @@ class Dashboard:
         points_at = None
         if button.of_model:
             points_at = (await Registry(self._grid).aliases(model)).get(record.job.model.alias or "", 0)
-        letter = request.query_params.get("letter", "")
-        pressed = Pressed(record, int(number) if number else None, letter, points_at=points_at)
+        letter, experiment = (request.query_params.get(name, "") for name in ("letter", "experiment"))
+        pressed = Pressed(record, int(number) if number else None, letter, experiment, points_at=points_at)
         if request.method == "GET":
             return self._pages.page("confirm.html", request, visit, button=button, pressed=pressed, max_why=MAX_WHY)
         form = await self._own_form(request, visit)

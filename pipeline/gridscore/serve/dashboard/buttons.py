@@ -25,6 +25,7 @@ class Pressed(NamedTuple):
     record: JobRecord
     version: int | None  # of the model
     letter: str  # ID of a dead letter; all if empty
+    experiment: str  # its ID
     why: str = ""  # the reason, for logs
     points_at: int | None = None  # the version that the alias has pointed at when it was asked for
 
@@ -76,6 +77,12 @@ def _promotion(pressed: Pressed) -> Act:
     if pressed.version is None:
         raise UsageError("No version was named.")
     return Promotion(version=pressed.version, **pressed.move())
+
+
+def _of_experiment(pressed: Pressed, kind: type[Stopping]) -> Act:
+    if not pressed.experiment:
+        raise UsageError("No experiment was named.")
+    return kind(version=pressed.version, experiment=pressed.experiment, why=pressed.why)
 
 
 def _discarding(pressed: Pressed) -> Act:
@@ -148,14 +155,14 @@ BUTTONS = {
         "Stop the experiment",
         "The champion scores all events; what a shadow has scored is removed.",
         verbs.stop_experiment,
-        lambda pressed: Stopping(why=pressed.why),
+        lambda pressed: _of_experiment(pressed, Stopping),
         lambda answer: f"It is over, and the champion scores all events. {_was(answer)}",
     ),
     "promote-experiment": Button(
         "Promote the challenger",
         "The alias of the model points at the challenger, if it passes the gates, and the experiment ends.",
         verbs.promote_experiment,
-        lambda pressed: Ending(version=pressed.version, why=pressed.why),
+        lambda pressed: _of_experiment(pressed, Ending),
         lambda answer: f"The challenger is the champion, and the experiment is over. {_was(answer)}",
         of_model=True,
     ),
