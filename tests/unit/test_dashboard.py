@@ -27,7 +27,7 @@ from gridscore.operations.actions import ActionLog
 from gridscore.serve import observation, sessions
 from gridscore.serve.verbs import VERBS
 from gridscore.sources.http import gate
-from gridscore.testing import StubCluster
+from gridscore.testing import Fault, StubCluster
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u202e\x1b[31m"
 GOOD = {f"k{n}": {"amount": n * 7.1, "customer": f"c{n}", "merchant": f"m{n}"} for n in range(12)}
@@ -191,7 +191,7 @@ async def test_nothing_of_others_becomes_part_of_a_page():
                 assert "<script>alert(1)" in await see(http, path)
             await see(http, f"/dashboard/jobs/cards/result?key={quote(HOSTILE)}none", 404)
             await see(http, f"/dashboard/jobs/{quote(HOSTILE, safe='')}", 404)
-            await see(http, f"/dashboard/jobs/cards/letter?id={quote(HOSTILE)}", 409)
+            await see(http, f"/dashboard/jobs/cards/letter?id={quote(HOSTILE)}", 404)
 
 
 async def until_letters(grid, count):
@@ -297,7 +297,7 @@ async def test_what_is_done_is_confirmed_permitted_and_in_the_log():
             assert (status, "Version 2 of the model cards is its champion now" in said) == (200, True)
             assert (await gridscore.models.aliases("cards")) == {"champion": 2}
             assert (await gridscore.models.log("cards"))[-1].why == f"it is better (dashboard, {key.id})"
-            assert (await did(f"{job}/do/promote?version=9"))[0] == 409
+            assert (await did(f"{job}/do/promote?version=9"))[0] == 404
             status, said = await did(f"{job}/do/rollback", points_at="1")
             assert (status, "points at version 2 by now" in said) == (409, True)
             assert (await did(f"{job}/do/rollback"))[0] == 200
@@ -317,6 +317,11 @@ async def test_what_is_done_is_confirmed_permitted_and_in_the_log():
             assert "It is over" in (await did(stop.replace(stop.rpartition("=")[2], another.id)))[1]
             status, said = await did(promote)
             assert (status, "no experiment" in said) == (400, True)
+            silent = Fault("timeout", request="Map.ReplaceIfSame", map="gridscore.jobs", times=100)
+            cluster.faults.append(silent)
+            status, said = await did(f"{job}/do/suspend")
+            assert (status, "See whether it was done." in said) == (504, True)
+            silent.times = 0
             assert (await did(f"{job}/do/suspend"))[0] == 200
             assert (await gridscore.jobs.get("cards")).state == "SUSPENDED"
             await see_all(http, job, "Resume")

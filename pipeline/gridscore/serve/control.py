@@ -173,6 +173,11 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return again
 
 
+def status_of(error: GridscoreError) -> int:
+    """The status of an answer that says it."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 409)
+
+
 async def _refused(_request: Request, error: Exception) -> Response:
     """The answer to a request that was refused, as a problem."""
     status, headers = 503, {"Retry-After": "1"}
@@ -183,7 +188,7 @@ async def _refused(_request: Request, error: Exception) -> Response:
         status, headers = 400, {}
         detail = "; ".join(f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in error.errors()[:20])
     elif isinstance(error, GridscoreError):
-        status = next((number for kind, number in _STATUS if isinstance(error, kind)), 409)
+        status = status_of(error)
         headers = headers if status == 503 else {}
         detail, more = error.message, {"hint": error.hint, "exit_code": error.exit_code}
     elif isinstance(error, TimeoutError):

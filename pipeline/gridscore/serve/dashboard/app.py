@@ -16,11 +16,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from gridscore.errors import GridError, GridscoreError, UsageError
+from gridscore.errors import GridscoreError
 from gridscore.keys import Role
 from gridscore.models import Registry
 from gridscore.operations.actions import MAX_WHY
 from gridscore.serve import acting
+from gridscore.serve.control import status_of
 from gridscore.serve.dashboard.buttons import BUTTONS, Pressed
 from gridscore.serve.dashboard.pages import Pages, address_of
 from gridscore.serve.sessions import SECONDS, Visit, is_form_token, key_of, session_of
@@ -228,8 +229,7 @@ class Dashboard:
             status, text, hint = error.status_code, error.detail, ""
             headers = dict(error.headers or {})
         elif isinstance(error, GridscoreError):
-            status = 503 if isinstance(error, GridError) else 400 if isinstance(error, UsageError) else 409
-            text, hint = error.message, error.hint
+            status, text, hint = status_of(error), error.message, error.hint
         else:
             text = "The cluster does not answer."
         visit = getattr(request.state, "visit", Visit(None))
