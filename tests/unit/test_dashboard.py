@@ -14,20 +14,22 @@ import pandas as pd
 import pytest
 import trustme
 import xgboost as xgb
+from hazelcast.errors import OperationTimeoutError
 from serving import JOB, PLAIN, booster, client, prepared, serving
 
 from gridscore.dead_letters.letters import map_of, walk_letters
 from gridscore.errors import GridError
 from gridscore.features import offline_matrix
 from gridscore.grid.records import Records
-from gridscore.job import parse_job
+from gridscore.job import Jobs, parse_job
 from gridscore.job.life import JOBS_MAP
 from gridscore.keys import Keys, Role
 from gridscore.operations.actions import ActionLog
 from gridscore.serve import observation, sessions
+from gridscore.serve.dashboard import pages
 from gridscore.serve.verbs import VERBS
 from gridscore.sources.http import gate
-from gridscore.testing import Fault, StubCluster
+from gridscore.testing import StubCluster
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u202e\x1b[31m"
 GOOD = {f"k{n}": {"amount": n * 7.1, "customer": f"c{n}", "merchant": f"m{n}"} for n in range(12)}
@@ -270,7 +272,17 @@ async def test_behind_tls_a_session_never_goes_without_it(tmp_path):
             assert "Key token" in await see(http, "/")
 
 
-async def test_what_is_done_is_confirmed_permitted_and_in_the_log():
+async def letters_of(http, path):
+    """The dead letters of each page, from one to the next."""
+    query = ""
+    while query is not None:
+        page = (await http.get(path + query)).text
+        yield re.findall(r"letter\?id=([^\"]+)", page)
+        older = re.search(r'href="(\?before=[^"]+)"', page)
+        query = older and unescape(older[1])
+
+
+async def test_what_is_done_is_confirmed_permitted_and_in_the_log(monkeypatch):
     async with StubCluster(partitions=8) as cluster:
         gridscore = await prepared(cluster, JOB, PLAIN)
         await gridscore.push_model(booster(9), "cards")
@@ -317,17 +329,24 @@ async def test_what_is_done_is_confirmed_permitted_and_in_the_log():
             assert "It is over" in (await did(stop.replace(stop.rpartition("=")[2], another.id)))[1]
             status, said = await did(promote)
             assert (status, "no experiment" in said) == (400, True)
-            silent = Fault("timeout", request="Map.ReplaceIfSame", map="gridscore.jobs", times=100)
-            cluster.faults.append(silent)
-            status, said = await did(f"{job}/do/suspend")
-            assert (status, "See whether it was done." in said) == (504, True)
-            silent.times = 0
+            with monkeypatch.context() as away:
+
+                async def fails(*_):
+                    raise OperationTimeoutError("no answer")
+
+                away.setattr(Jobs, "suspend", fails)
+                status, said = await did(f"{job}/do/suspend")
+                assert (status, "See whether it was done." in said) == (504, True)
             assert (await did(f"{job}/do/suspend"))[0] == 200
             assert (await gridscore.jobs.get("cards")).state == "SUSPENDED"
             await see_all(http, job, "Resume")
             assert (await did(f"{job}/do/resume"))[0] == 200
             ids = re.findall(r"letter\?id=([^\"]+)", (await http.get(f"{job}/letters")).text)
             assert len(ids) == 2
+            with monkeypatch.context() as less:
+                less.setattr(pages, "MAX_LETTERS", 1)
+                first, second, last = [each async for each in letters_of(http, f"{job}/letters")]
+                assert (first + second, last) == (ids, [])
             assert "is removed" in (await did(f"{job}/do/discard?letter={ids[0]}"))[1]
             assert "1 event is in the event map again" in (await did(f"{job}/do/replay"))[1]
             await until_letters(grid, 1)

@@ -29,6 +29,7 @@ from gridscore.operations.health import fullest
 from gridscore.serve.dashboard import figures
 from gridscore.serve.dashboard.reference import operations
 from gridscore.serve.observation import WAIT_SECONDS
+from gridscore.serve.verbs import MAX_LETTERS
 from gridscore.texts import clock_text, count_text, duration_text, milliseconds_text, visible
 
 if TYPE_CHECKING:
@@ -218,8 +219,8 @@ class Pages:
         """Dead letters of a job, the latest first."""
         record, before = await self.record(request), request.query_params.get("before")
         last = Listed(before, await get_letter(self._grid, record.name, before)) if before else None
-        total, found = await self._work(list_letters(self._grid, record.name, LETTERS, last))
-        more = found[-1].id if len(found) == LETTERS and total > LETTERS else ""
+        total, found = await self._work(list_letters(self._grid, record.name, LETTERS, last, MAX_LETTERS))
+        more = found[-1].id if total > len(found) > 0 else ""
         return self.page("letters.html", request, visit, record=record, total=total, letters=found, more=more)
 
     async def letter(self, request: Request, visit: Visit) -> Response:
