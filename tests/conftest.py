@@ -9,10 +9,9 @@ import uuid
 
 import hypothesis
 import pytest
-from servers import not_here
+from servers import member, not_here
 
 from gridscore.errors import MemberError
-from gridscore.grid.member import Cluster
 from gridscore.grid.settings import GridSettings
 
 # Members and brokers of tests live for seconds: what the second compiler of their JVMs costs comes back much later.
@@ -56,11 +55,7 @@ def _own_settings(monkeypatch, tmp_path_factory):
 @pytest.fixture(scope="session")
 def cluster():
     """A cluster of one member. Maps outlive a test: take names from `unique`."""
-    try:
-        started = Cluster.start(1, port=0, heap="2g", register=False)
-    except MemberError as error:
-        not_here(f"no member: {error}")
-    with started:
+    with member(heap="2g", register=False) as started:
         yield started
 
 

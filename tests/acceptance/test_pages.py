@@ -15,11 +15,10 @@ from page_scenes import FILES, SCENES, text_of
 from page_servers import PASSWORDS, Servers
 from pages import PAGES, ROOT, RUN, blocks_of, commands_of
 from readme_shell import free_port, shell_in
-from servers import not_here
+from servers import member
 
 from gridscore.errors import MemberError, UsageError
 from gridscore.grid import transport
-from gridscore.grid.member import Cluster
 from gridscore.grid.ports import choose_ports
 
 __all__ = ["certificates"]
@@ -216,11 +215,7 @@ def run_here():
 @pytest.fixture
 def cluster():
     """One of its own for a page: in one that was emptied by removing its maps, jobs of the same names stood still."""
-    try:
-        started = Cluster.start(1, port=0, heap="1g", register=False)
-    except MemberError as error:
-        not_here(f"no member: {error}")
-    with started:
+    with member(heap="1g", register=False) as started:
         yield started
 
 

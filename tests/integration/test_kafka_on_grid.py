@@ -5,11 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from servers import not_here
+from servers import member
 
-from gridscore.errors import MemberError
 from gridscore.grid import GridSettings, connect
-from gridscore.grid.member import Cluster
 
 PAGE = Path(__file__).parents[2] / "docs" / "sources.md"
 SECONDS = 60
@@ -18,11 +16,7 @@ SECONDS = 60
 @pytest.fixture(scope="module")
 def with_connector():
     """A member that has the Kafka connector."""
-    try:
-        started = Cluster.start(1, port=0, heap="512m", kafka=True)
-    except MemberError as error:
-        not_here(f"no member with the connector: {error}")
-    with started:
+    with member(heap="512m", kafka=True) as started:
         yield started
 
 
