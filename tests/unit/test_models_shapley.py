@@ -83,7 +83,7 @@ def test_it_is_what_the_definition_says(features, depth):
     booster = train(features, rounds=2, max_depth=depth)
     document = document_of(booster)
     values = rows(11, features, missing=0.3)
-    found = Shapley.of(Forest.of(document)).contributions(values, 0.0)
+    found = Shapley.of(Forest.of(document), document).contributions(values, 0.0)
     expected = [by_definition(document, row) for row in values]
     np.testing.assert_allclose(found[:, 0], expected, rtol=1e-6, atol=1e-6)
 
@@ -108,8 +108,9 @@ def test_it_is_what_xgboost_says_and_adds_up_to_the_margin(features, depth, roun
         min_child_weight=0.1,
     )
     values = rows(count, features, missing=0.2)
-    forest = Forest.of(document_of(booster))
-    found = Shapley.of(forest).contributions(values, forest.base)
+    document = document_of(booster)
+    forest = Forest.of(document)
+    found = Shapley.of(forest, document).contributions(values, forest.base)
     data = xgb.DMatrix(values, feature_names=names(features))
     margins = booster.predict(data, output_margin=True)
     expected = booster.predict(data, pred_contribs=True, strict_shape=True)
@@ -168,7 +169,7 @@ def test_leaves_that_hardly_any_row_reached_are_exact_where_a_feature_is_split_o
     tree["split_indices"] = [inner[node][2] if node in inner else 0 for node in range(9)]
     tree["split_conditions"] = [inner[node][3] if node in inner else values[node] for node in range(9)]
     tree["default_left"], tree["split_type"], tree["sum_hessian"] = [0] * 9, [0] * 9, covers
-    found = Shapley.of(Forest.of(document)).contributions(np.ones((1, 5), np.float32), 0.0)
+    found = Shapley.of(Forest.of(document), document).contributions(np.ones((1, 5), np.float32), 0.0)
     np.testing.assert_allclose(found[0, 0], [3 - share, 0, 0, 0, 0, share], rtol=1e-6, atol=1e-7)
 
 
@@ -187,12 +188,18 @@ def test_trees_of_which_covers_are_not_known_are_left_to_xgboost(covers):
                 "rare": [known[0], *(cover * 1e-14 for cover in known[1:])],
                 "heavy": [cover * 2.0**node for node, cover in enumerate(known)],
             }[covers]
-    assert Shapley.of(Forest.of(document)) is None
+    assert Shapley.of(Forest.of(document), document) is None
+
+
+def test_a_model_that_nobody_asks_for_reasons_keeps_nothing_for_them():
+    forest = Forest.of(document_of(train()))
+    kept = sum(each.nbytes for each in vars(forest).values() if isinstance(each, np.ndarray))
+    assert kept == forest.nodes.nbytes + forest.roots.nbytes + forest.depths.nbytes
 
 
 def test_matrices_that_do_not_fit_are_refused():
-    forest = Forest.of(document_of(train()))
-    shapley = Shapley.of(forest)
+    document = document_of(train())
+    shapley = Shapley.of(Forest.of(document), document)
     with pytest.raises(ValueError, match="4 columns, but the model has 5 features"):
         shapley.contributions(rows(3, 4), 0.0)
     assert shapley.contributions(rows(0, 5), 0.0).shape == (0, 1, 6)

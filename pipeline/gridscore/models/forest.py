@@ -84,9 +84,9 @@ _NEVER = 255
 class Forest:
     """The trees of one model. Get one from `of`.
 
-    `nodes`: of all trees, one after the other; `covers`: how much of the training rows came to each, if it is known;
-    `roots`: where each tree begins; `columns`: features of a row; `base`: what a margin begins with; `steps`: from node
-    to node that one row takes; `ways`: by which it predicts: for few rows, and, if it has another, for many.
+    `nodes`: of all trees, one after the other; `roots`: where each tree begins; `columns`: features of a row; `base`:
+    what a margin begins with; `steps`: from node to node that one row takes; `ways`: by which it predicts: for few
+    rows, and, if it has another, for many.
     """
 
     def __init__(
@@ -97,9 +97,8 @@ class Forest:
         columns: int,
         base: float,
         logistic: bool,
-        covers: NDArray[np.float32] | None = None,
     ) -> None:
-        self.nodes, self.roots, self.depths, self.columns, self.covers = nodes, roots, depths, columns, covers
+        self.nodes, self.roots, self.depths, self.columns = nodes, roots, depths, columns
         self.base = -math.log(1 / base - 1) if logistic and 0 < base < 1 else base
         self.steps = int(depths.sum()) + len(roots)
         self.ways: tuple[Way, ...] = (_way("predict", nodes, roots, depths, base, logistic),)
@@ -133,19 +132,17 @@ class Forest:
         if any(np.any(np.asarray(tree.get("split_type", ()))) for tree in trees):
             return None
         laid = [_lay_out(tree) for tree in trees]
-        depths = np.array([depth for _, depth, _ in laid], np.int32)
+        depths = np.array([depth for _, depth in laid], np.int32)
         if depths.max() > MAX_DEPTH:
             return None
-        roots = np.cumsum([0, *(len(nodes) for nodes, _, _ in laid[:-1])], dtype=np.int32)
+        roots = np.cumsum([0, *(len(nodes) for nodes, _ in laid[:-1])], dtype=np.int32)
         logistic = objective in _LOGISTIC
         try:
             score = _base_score(parameters["base_score"])
         except (ValueError, TypeError, IndexError, RecursionError):  # XGBoost reads more than JSON as a number
             return None
-        nodes = np.concatenate([nodes for nodes, _, _ in laid])
-        covers = [_covers(tree, order) for tree, (_, _, order) in zip(trees, laid, strict=True)]
-        known = np.concatenate(covers) if sum(map(len, covers)) == len(nodes) else None
-        return cls(nodes, roots, depths, int(parameters["num_feature"]), float(score), logistic, known)
+        nodes = np.concatenate([nodes for nodes, _ in laid])
+        return cls(nodes, roots, depths, int(parameters["num_feature"]), float(score), logistic)
 
     def predict(
         self, matrix: NDArray[np.float32], margins: NDArray[np.float32] | None = None, way: Way | None = None
@@ -177,23 +174,23 @@ def _base_score(text: str) -> np.float32:
     return np.float32(value[0] if isinstance(value, list) else value)
 
 
-def _covers(tree: Mapping[str, Any], order: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Of the nodes in this order; none if they are not known."""
-    covers: NDArray[np.float32] = np.asarray(tree.get("sum_hessian", ()), np.float32)
-    return covers[order] if len(covers) > order.max() else covers[:0]
-
-
-def _lay_out(tree: Mapping[str, Any]) -> tuple[NDArray[Any], int, NDArray[np.int64]]:
-    """Nodes of a tree, level by level, the children of each side by side; its depth; and each node's number there."""
+def levels_of(tree: Mapping[str, Any]) -> list[NDArray[np.int64]]:
+    """The numbers of a tree's nodes, level by level, as a forest has them: the children of each side by side."""
     lefts, rights = np.asarray(tree["left_children"], np.int64), np.asarray(tree["right_children"], np.int64)
+    found = [np.zeros(1, np.int64)]
+    while (inner := found[-1][lefts[found[-1]] != _LEAF]).size:
+        found.append(np.stack([lefts[inner], rights[inner]], axis=1).ravel())
+    return found
+
+
+def _lay_out(tree: Mapping[str, Any]) -> tuple[NDArray[Any], int]:
+    """Nodes of a tree, and its depth."""
+    lefts, by_level = np.asarray(tree["left_children"], np.int64), levels_of(tree)
     conditions = np.asarray(tree["split_conditions"], np.float32)
     # Of leaves there may be anything.
     features = np.where(lefts == _LEAF, 0, np.asarray(tree["split_indices"]).astype(np.int64)).astype(np.uint32)
     missing_left = np.asarray(tree["default_left"], np.bool_)
-    levels = [np.zeros(1, np.int64)]
-    while (inner := levels[-1][lefts[levels[-1]] != _LEAF]).size:
-        levels.append(np.stack([lefts[inner], rights[inner]], axis=1).ravel())
-    order = np.concatenate(levels)
+    order = np.concatenate(by_level)
     leaf = lefts[order] == _LEAF
     nodes = np.zeros(len(order), _NODE)
     nodes["threshold"] = np.where(leaf, np.float32(np.nan), conditions[order])
@@ -201,7 +198,7 @@ def _lay_out(tree: Mapping[str, Any]) -> tuple[NDArray[Any], int, NDArray[np.int
     # The children of the n-th inner node, in this order, are the n-th pair after the root.
     nodes["child"] = np.where(leaf, np.arange(len(order)), 2 * np.cumsum(~leaf) - 1)
     nodes["value"] = np.where(leaf, conditions[order], np.float32(0))
-    return nodes, len(levels) - 1, order
+    return nodes, len(by_level) - 1
 
 
 def _rank(

@@ -114,8 +114,11 @@ class LoadedModel:
 
     def _proven_contributions(self) -> _Contributions:
         """The compiled loop, if it agrees with XGBoost on rows that reach leaves of all kinds."""
-        shapley = None if self._forest is None else Shapley.of(self._forest)
-        if shapley is None or self._forest is None:
+        if self._forest is None:
+            return self._contributions_by_xgboost
+        # What most models never need is not kept of them.
+        document = read_document(bytes(self._booster.save_raw("ubj")), f"The model {self.version}")
+        if (shapley := Shapley.of(self._forest, document)) is None:
             return self._contributions_by_xgboost
         base = self._forest.base
 

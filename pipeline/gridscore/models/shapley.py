@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gridscore.compiled import compiled
+from gridscore.models.forest import levels_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from gridscore.models.forest import Forest
@@ -40,11 +43,14 @@ class Shapley:
         self._points, self._weights = (points + 1) / 2, weights / 2
 
     @classmethod
-    def of(cls, forest: Forest) -> Shapley | None:
-        """None where nothing is compiled, for huge forests, and where nodes are not known to have been reached."""
-        if _fast is None or forest.covers is None or len(forest.nodes) > _MOST_NODES:
+    def of(cls, forest: Forest, document: Mapping[str, Any]) -> Shapley | None:
+        """Those of the forest of this document.
+
+        None where nothing is compiled, for huge forests, and where nodes are not known to have been reached.
+        """
+        if _fast is None or len(forest.nodes) > _MOST_NODES or (covers := _covers(document)) is None:
             return None
-        nodes, covers, deepest = forest.nodes, forest.covers.astype(np.float64), int(forest.depths.max())
+        nodes, deepest = forest.nodes, int(forest.depths.max())
         at = np.arange(len(nodes), dtype=np.int32)
         left = nodes["child"] + np.repeat(forest.roots, np.diff(forest.roots, append=len(nodes)))
         inner = np.flatnonzero(left != at)
@@ -90,3 +96,14 @@ class Shapley:
         found = np.empty((rows, 1, columns + 1), np.float32)
         found[:, 0, :-1], found[:, 0, -1] = added, self.expected + bases
         return found
+
+
+def _covers(document: Mapping[str, Any]) -> NDArray[np.float64] | None:
+    """How much of the training rows came to each node of a forest; None if it is not known."""
+    found = []
+    for tree in document["learner"]["gradient_booster"]["model"]["trees"]:
+        order, covers = np.concatenate(levels_of(tree)), np.asarray(tree.get("sum_hessian", ()), np.float32)
+        if len(covers) <= order.max():
+            return None
+        found.append(covers[order])
+    return np.concatenate(found, dtype=np.float64)
