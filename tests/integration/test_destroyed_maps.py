@@ -126,6 +126,10 @@ async def test_a_job_that_began_at_the_latest_event_goes_on_after_its_leases_wer
     file = JOB.format(name=name, mode="copy") + "start: latest\n"
     async with scoring(own, name, file=file) as (client, worker):
         await until(lambda: is_scoring(worker, name))
+        await client.jobs.suspend(name)
+        await until(lambda: not worker.runners)
+        await client.jobs.resume(name)  # so that its epochs are not those of a beginner
+        await until(lambda: is_scoring(worker, name))
         group = worker.runners[name].group
         await until(lambda: len(group.held) == client.grid.partition_count)
         await until(lambda: all(group.acknowledged_to(p) is not None for p in group.held))
