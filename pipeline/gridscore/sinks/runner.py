@@ -68,7 +68,7 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 15.0
-LOOK_SECONDS = 10.0  # pause between two looks at a destination to which nothing is sent
+LOOK_SECONDS = 10.0  # pause between two looks at a destination to which nothing is sent, and at the sink's own record
 SILENT_SECONDS = 5.0  # a destination that takes longer for a delivery is told, once a minute at most
 STOP_SECONDS = 3.0
 CLOSE_SECONDS = 3.0
@@ -149,7 +149,13 @@ class SinkRunner:
                 self._membership.soon()
                 # Not in the task group: a delivery under way is finished after the others were cancelled.
                 self._deliveries = asyncio.create_task(self._deliver_for_ever(), name=f"deliveries of {self.name}")
-                for work in (self.group.run, self._changes.run, self._rescanner.run, self._until_deliveries_end):
+                for work in (
+                    self.group.run,
+                    self._changes.run,
+                    self._rescanner.run,
+                    self._stay_known,
+                    self._until_deliveries_end,
+                ):
                     tasks.create_task(work())
         except ExceptionGroup as failures:
             error = first_of(failures)
@@ -158,6 +164,14 @@ class SinkRunner:
             raise error from None
         finally:
             await asyncio.shield(self._stop())
+
+    async def _stay_known(self) -> None:
+        """Make the sink known again if its record is gone: the cluster has lost it, but we go on."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            with contextlib.suppress(HazelcastError, GridscoreError):
+                if await find_sink(self._grid, self.name) is None:
+                    await register(self._grid, self.name, self.kind, self._settings)
 
     async def _note(self, error: str) -> None:
         """Write down what stopped us for good, or remove that; do not wait for a cluster that is gone."""
@@ -418,13 +432,7 @@ class SinkRunner:
         return self._sink
 
     async def _taken(self, partitions: Mapping[int, str]) -> Mapping[int, int]:
-        async def tell() -> Mapping[int, int]:
-            if await find_sink(self._grid, self.name) is None:
-                # The cluster has lost everything, but we go on.
-                await register(self._grid, self.name, self.kind, self._settings)
-            return await self._opened.taken(partitions)
-
-        return await self._insist(tell)
+        return await self._insist(lambda: self._opened.taken(partitions))
 
     async def _dropped(self, partitions: Collection[int]) -> None:
         await self._insist(lambda: self._opened.dropped(partitions))
