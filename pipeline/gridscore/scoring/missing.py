@@ -133,7 +133,10 @@ class MissingResults:
         self._has_looked = True
 
     async def _are_gone(self) -> bool:
-        return not await transport.map_size(self._grid.client, self._job.results)
+        for name, has_entries in ((self._job.results, False), (self._job.events, True)):
+            if bool(await transport.map_size(self._grid.client, name)) is not has_entries:
+                return False
+        return True
 
     async def follow(self) -> None:
         """The same whenever somebody destroys the result map."""

@@ -117,8 +117,10 @@ class Verdict:
     slow: Finding = field(default_factory=Finding)  # takeovers that took too long
     unjudged: dict[str, int] = field(default_factory=dict)  # what could not be judged, and how often
     gaps: int = 0  # writes that the record lacks
-    # Workers that ended by themselves, or did not stop in order; members that split by themselves.
+    # Workers that ended by themselves, or did not stop in order.
     crashes: list[str] = field(default_factory=list)
+    # Members that split by themselves: what follows says nothing of workers.
+    splits: list[str] = field(default_factory=list)
 
     @property
     def problems(self) -> list[str]:
@@ -147,7 +149,7 @@ class Verdict:
                 )
         if self.unexplained_notices.count:
             found.append(f"{self.unexplained_notices.count:,} doubled notifications have no cause.")
-        return found + self.crashes
+        return found + self.crashes + self.splits
 
     @property
     def is_good(self) -> bool:

@@ -203,7 +203,7 @@ class _Trial:
         verdict = await asyncio.to_thread(check, evidence, expected, options.lease)
         verdict.crashes = list(faults.crashes)
         if cluster is not None and backbone is not None:
-            verdict.crashes += unplanned_splits(cluster.log_files, backbone.ports, evidence.incidents)
+            verdict.splits = unplanned_splits(cluster.log_files, backbone.ports, evidence.incidents)
         if ended_early:
             verdict.crashes.append(
                 f"Not all faults were done, or not all events put, after {options.limit:.0f} seconds."
