@@ -125,6 +125,10 @@ def shop(follower):
     return f"@{follower.servers.postgres()}/shop"
 
 
+def certificate(follower):
+    return follower.servers.certificate[0]
+
+
 def kafka(*topics):
     return lambda follower: follower.servers.kafka(*topics)
 
@@ -244,11 +248,31 @@ assert len(xgb.Booster(model_file="model.ubj").get_dump()) == booster.best_itera
         ends={"gridscore restore": "gridscore source"},
     ),
     "docs/proof.md": Scene(("card-fraud", "flights", "shop"), here={"c0012": "e7", "--model 4": "--model 1"}),
-    "docs/security.md": Scene(("fraud",), here={"5f3a9c0d1e2b": key}),
+    "docs/security.md": Scene(
+        ("fraud",),
+        here={
+            "5f3a9c0d1e2b": key,
+            "https://login.example.com": lambda follower: follower.servers.issuer(),
+            "server.pem": certificate,
+            "server.key": lambda follower: follower.servers.certificate[1],
+            "ca.pem": certificate,
+        },
+    ),
     "docs/serving.md": Scene(("payments",), more="gridscore model push better.ubj --name payments"),
     "docs/sinks.md": Scene(
         ("payments", "flights"),
-        here={"/data/": "", "@db/shop": shop},
+        more="gridscore load --from bad.jsonl --to events.payments --key id",
+        here={
+            "/data/": "",
+            "@db/shop": shop,
+            "@db:5432/shop": shop,
+            "--database … ": lambda follower: f"--database 'postgresql://app:${{DB_PASSWORD}}{shop(follower)}' ",
+            "SINK ID": lambda follower: f"payments {letter('payments')(follower)}",
+            "SINK": "payments",
+            "kafka:9092": kafka("scores"),
+            "export HOOK_SECRET=whsec_…": "true",
+            "https://shop.example.com": lambda follower: follower.servers.receiver(),
+        },
         arrives={"gridscore sink postgres": ("gridscore.sinks", 1)},  # what is forgotten must be known
         before={
             "read_parquet": """
@@ -259,7 +283,6 @@ while not list(pathlib.Path("flights").glob("*.parquet")):
             "standardwebhooks": """
 import datetime, os, types
 from starlette.responses import Response
-os.environ["HOOK_SECRET"] = "whsec_" + "c2VjcmV0" * 4
 """,
         },
         after={

@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import ssl
 import tempfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import kafka_server
@@ -13,11 +16,14 @@ import redis
 import redis_server
 import schema_registry
 from confluent_kafka import KafkaException
+from issuer import Issuer
+from standardwebhooks import Webhook
 
 from gridscore.grid.ports import HOST, choose_ports
 
 PASSWORDS = {
     "DB_PASSWORD": "db-secret",
+    "HOOK_SECRET": "whsec_" + "c2VjcmV0" * 4,
     "KAFKA_PASSWORD": kafka_server.PASSWORD,
     "MQTT_PASSWORD": mqtt_server.PASSWORD,
     "REDIS_PASSWORD": "redis-secret",
@@ -29,9 +35,29 @@ EVENTS = [{"id": f"k{number}", "customer": "ann", "amount": 1.5 + number} for nu
 TABLES = """
 CREATE ROLE app SUPERUSER LOGIN PASSWORD '{DB_PASSWORD}';
 CREATE TABLE orders AS SELECT 1 AS id, 2.5 AS amount;
+CREATE SCHEMA shop;
 CREATE TABLE customers (id int PRIMARY KEY, name text);
 INSERT INTO customers VALUES (1, 'ann')
 """
+
+
+class _Hook(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        Webhook(PASSWORDS["HOOK_SECRET"]).verify(body, dict(self.headers), json_parse=False)
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_arguments):
+        pass
+
+
+@contextlib.contextmanager
+def _receiver():
+    with ThreadingHTTPServer((HOST, 0), _Hook) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield server
+        server.shutdown()
 
 
 class Servers:
@@ -54,8 +80,22 @@ class Servers:
 
     @property
     def certificate(self):
-        """The file of the certificate that MQTT and Redis show."""
-        return str(self._request.getfixturevalue("certificates")[0])
+        """The files of the certificate that MQTT and Redis show, and of its key."""
+        return [*map(str, self._request.getfixturevalue("certificates"))]
+
+    def context(self):
+        """Who comes with that certificate, to a server that has it."""
+        context = ssl.create_default_context(cafile=self.certificate[0])
+        context.load_cert_chain(*self.certificate)
+        return context
+
+    def issuer(self):
+        """The address of an issuer of tokens."""
+        return self._server("issuer", lambda _: contextlib.closing(Issuer())).address
+
+    def receiver(self):
+        """The address of a web hook that takes what is signed."""
+        return f"http://{HOST}:{self._server('receiver', lambda _: _receiver()).server_port}"
 
     def kafka(self, *topics):
         """The address of a broker that has these topics; one of their messages is not an event."""
@@ -93,7 +133,7 @@ class Servers:
         return f"rediss://{HOST}:{self._started['redis port']}"
 
     def _redis(self):
-        certificate, key = map(str, self._request.getfixturevalue("certificates"))
+        certificate, key = self.certificate
         ports = ["--tls-port", str(self._started.setdefault("redis port", choose_ports(1, 0)[0]))]
         more = ["--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", certificate]
         more += ["--tls-auth-clients", "no"]

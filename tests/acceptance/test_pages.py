@@ -128,7 +128,7 @@ class Follower:
             name = self.begin(line.removesuffix("&"), again=MORE if "curl" in line else "")
             if found:
                 ready = "v2/health/ready" if found[2] == "serve" else "healthz"
-                self.shell.until(lambda: self.answers(ready), name)
+                self.shell.until(lambda: self.answers(ready, is_locked="--client-ca" in line), name)
             for map_name, count in (what for piece, what in self.scene.arrives.items() if piece in line):
                 self.shell.until(partial(self.has, map_name, count), name)
             if not goes_on:
@@ -157,9 +157,10 @@ class Follower:
             self.end(MORE)
         self.stop(name)
 
-    def answers(self, path):
+    def answers(self, path, is_locked):
+        how = {"verify": self.servers.context()} if is_locked else {}
         with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"http://127.0.0.1:{self.port}/{path}").status_code == 200
+            return httpx.get(f"http{'s' * is_locked}://127.0.0.1:{self.port}/{path}", **how).status_code == 200
 
     def here(self, text):
         """It, with what stands here for what the page has."""
@@ -252,7 +253,7 @@ def test_what_a_page_says_can_be_done(page, cluster, servers, files, tmp_path):
     scene = SCENES[str(page.relative_to(ROOT))]
     where = {"GRIDSCORE_MEMBERS": json.dumps(cluster.addresses), "GRIDSCORE_CLUSTER_NAME": cluster.cluster_name}
     if scene.trusts_servers:
-        where["SSL_CERT_FILE"] = servers.certificate
+        where["SSL_CERT_FILE"] = servers.certificate[0]
     with shell_in(tmp_path, **where, **PASSWORDS) as shell:
         follower = Follower(shell, scene, cluster, servers, files)
         follower.prepare()
