@@ -361,6 +361,23 @@ def test_a_map_that_was_destroyed_is_noticed_within_seconds_however_many_partiti
         world.close()
 
 
+def test_a_map_that_is_being_destroyed_begins_again_when_it_is_gone_though_somebody_looks_before(world):
+    name = world.start()
+    put(world, "before", 100)
+    settled(world)
+    has = {partition for partition, lease in world.ledger.leases.items() if lease["offset"] > 0}
+    for member in world.cluster.members:
+        member.notify_destroyed("events.sim")
+    world.advance(0.1)
+    world.workers[name].worker.runners["sim"].group._doubt.set()  # as when a member leaves just then
+    world.advance(0.3)
+    assert {world.ledger.leases[partition]["regressions"] for partition in has} == {0}
+    for partition in has:
+        world.regress(partition)
+    settled(world)
+    assert {world.ledger.leases[partition]["regressions"] for partition in has} == {1}
+
+
 def test_a_rescan_that_is_asked_for_late_shows_nothing_twice(world):
     """Requests have no bound in time: one may come when it was done long ago, and the partition has another owner."""
     first = world.start()

@@ -669,8 +669,14 @@ class Group:
                 stop()
 
     def _map_destroyed(self) -> None:
-        self._destroyed |= {partition: self._reader.cursor(partition) for partition in self.held}
-        self._doubt_soon()
+        cursors = {partition: self._reader.cursor(partition) for partition in self.held}
+
+        def doubt() -> None:
+            # Not before: a look meanwhile, for one partition that has begun again, would find the others' old journals.
+            self._destroyed |= cursors
+            self._doubt.set()
+
+        asyncio.get_running_loop().call_later(DESTROYED_SECONDS, doubt)
 
     def _doubt_soon(self) -> None:
         asyncio.get_running_loop().call_later(DESTROYED_SECONDS, self._doubt.set)
