@@ -8,6 +8,7 @@ import os
 import signal
 import statistics
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -139,12 +140,14 @@ Found = dict[str, list[dict[str, float]]]
 async def in_turn(
     ways: Iterable[str], rounds: int, status: Status, work: Callable[[str], Awaitable[dict[str, float]]]
 ) -> Found:
-    """Measure each way once a round."""
+    """Measure each way once a round, in an order that goes round: what one leaves on the members meets each of them."""
     found: Found = {way: [] for way in ways}
+    order = deque(found)
     for number in range(rounds):
-        for way, runs in found.items():
+        for way in order:
             status.update(f"round {number + 1}: {way}")
-            runs.append(await work(way))
+            found[way].append(await work(way))
+        order.rotate(-1)
     return found
 
 
