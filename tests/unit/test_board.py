@@ -1,6 +1,5 @@
 """What `gridscore top` shows: it fits, says what is missing, and obeys nothing that is in the data."""
 
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,12 +10,12 @@ from test_plug_health import sink, source
 
 from gridscore.cli import jobs
 from gridscore.cli.board import Column, Scene, board, compact, table
-from gridscore.cli.jobs import _place, _what_happens, replay_figures
+from gridscore.cli.jobs import _place, _what_happens
 from gridscore.errors import BadRecord, UsageError
 from gridscore.job import JobState
 from gridscore.job.life import JOBS_MAP
-from gridscore.operations.flow import Flow, History, to_json
-from gridscore.operations.status import JobFigures, Overview, WorkerRecord
+from gridscore.operations.flow import Flow, History, jobs_json, to_json
+from gridscore.operations.status import JobFigures, Overview, WorkerRecord, replay_figures
 from gridscore.texts import duration_text, milliseconds_text
 
 BUSY = JobFigures(
@@ -113,9 +112,16 @@ def test_jobs_that_are_gone_or_invalid_are_listed_everywhere(monkeypatch, capsys
     assert {each["name"]: each["state"] for each in listed} == states
     assert [each["healthy"] for each in listed] == [True, False, False]
 
-    monkeypatch.setattr(jobs, "ask", lambda *_: flow)
-    jobs.jobs(SimpleNamespace(invoked_subcommand=None), connection=None, as_json=True)
-    assert {each["name"]: each["state"] for each in json.loads(capsys.readouterr().out)} == states
+    listed = jobs_json(flow)
+    assert {each["name"]: each["state"] for each in listed} == states
+    told = {"jobs": listed, "sources": [], "sinks": [], "bad_records": [each.to_json() for each in flow.bad_records]}
+    monkeypatch.setattr(jobs, "ask", lambda *_, **__: told)
+    jobs.jobs(SimpleNamespace(invoked_subcommand=None), connection=None)
+    lines = capsys.readouterr().out.splitlines()
+    assert {
+        line.split()[0]: line.split()[1] for line in lines if line.split()[:1] and line.split()[0] in states
+    } == states
+    assert any("it is not JSON" in line for line in lines)
     with jobs.console.capture() as capture:
         jobs.jobs(SimpleNamespace(invoked_subcommand=None), connection=None)
     text = capture.get()
@@ -250,7 +256,8 @@ def test_an_error_of_several_lines_is_shown_without_escapes(monkeypatch):
     lines = shown(scene(seen), 100, 40)
     assert any("It cannot be scored." in line for line in lines)
     assert not any("x0a" in line for line in lines)
-    monkeypatch.setattr(jobs, "ask", lambda *_: Flow(seen))
+    told = {"jobs": jobs_json(Flow(seen)), "sources": [], "sinks": [], "bad_records": []}
+    monkeypatch.setattr(jobs, "ask", lambda *_, **__: told)
     with jobs.console.capture() as capture:
         jobs.jobs(SimpleNamespace(invoked_subcommand=None), connection=None)
     assert "It cannot be scored.\nSubmit it again." in capture.get()

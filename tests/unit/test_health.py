@@ -31,7 +31,18 @@ def position(owner="a", stamp=1, offset=100, unread=0, full=0.0):
 
 def status(positions=None, job=None, workers=("a",), **changes):
     positions = [position()] * 4 if positions is None else positions
-    names = ("events", "rate", "late", "broken_states", "lost", "regressions", "rebalances", "dead_letters", "unkept")
+    names = (
+        "events",
+        "rate",
+        "late",
+        "broken_states",
+        "lost",
+        "regressions",
+        "rebalances",
+        "dead_letters",
+        "unkept",
+        "rescued",
+    )
     totals = dict.fromkeys(names, 0)
     totals |= changes.pop("totals", {})
     fields = {

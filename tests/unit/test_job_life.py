@@ -68,9 +68,9 @@ async def test_a_suspended_job_is_not_said_to_score_soon(client):
     await client.jobs.suspend("payments")
     record = await client.submit(parse_job(OTHER, "test"), update=True)
     assert record.state is JobState.SUSPENDED
-    assert when_it_scores(record, "Soon.") == "\nIt is suspended: `gridscore resume payments` starts it."
+    assert when_it_scores(record.in_brief, "Soon.") == "\nIt is suspended: `gridscore resume payments` starts it."
     record = await client.jobs.resume("payments")
-    assert when_it_scores(record, "Soon.") == "\nSoon."
+    assert when_it_scores(record.in_brief, "Soon.") == "\nSoon."
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,15 @@ import msgspec
 import pytest
 from test_health import position, status
 
-from gridscore.cli.jobs import _print_plugs
-from gridscore.cli.status import _show, _sink_lines, _source_lines
+from gridscore.cli.jobs import print_plugs
+from gridscore.cli.status import _show
 from gridscore.grid.heap import MemberHeap
 from gridscore.operations.flow import Flow, History, to_json
 from gridscore.operations.health import Level, Look
 from gridscore.operations.plug_health import examine_sink, examine_source
 from gridscore.operations.sink_status import SinkProcess, SinkStatus
 from gridscore.operations.status import Overview
+from gridscore.operations.status_lines import sink_lines, source_lines
 from gridscore.producer.room import WaitingForJob, WaitingForMemory
 from gridscore.sinks.records import SinkRecord
 from gridscore.sources.status import SourceRecord, SourceStatus
@@ -277,7 +278,7 @@ def test_events_that_come_where_there_is_no_job_are_a_problem():
 def test_people_are_told_of_sources_and_sinks(capsys, monkeypatch):
     monkeypatch.setattr("gridscore.cli.output.console.width", 300)
     flow = Flow(Overview(0.0, [], []), [source(failure="no such topic")], [sink(unread=17, rate=900.0)])
-    _print_plugs(flow)
+    print_plugs([each.to_json() for each in flow.sources], [each.to_json() for each in flow.sinks])
     printed = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line.split() for line in printed if line}
     assert rows["clicks"][1:4] == ["kafka", "events.flights", "failed"]
@@ -285,9 +286,9 @@ def test_people_are_told_of_sources_and_sinks(capsys, monkeypatch):
     assert rows["alerts"][3:8] == ["delivering", "1", "0", "900", "17"]
 
     (only,) = flow.sinks
-    _show("sink", only.record.name, only.state, _sink_lines(only), examine_sink([Look(0.0, only)]))
+    _show("sink", only.record.name, only.state, sink_lines(only), examine_sink([Look(0.0, only)]))
     (failed,) = flow.sources
-    _show("source", failed.name, failed.state, _source_lines(failed), examine_source([failed]))
+    _show("source", failed.name, failed.state, source_lines(failed), examine_source([failed]))
     told = capsys.readouterr().out
     assert "sink alerts: well, delivering" in told
     assert "900 results/s, lag 17, 1 of 1 partitions owned" in told

@@ -9,7 +9,8 @@ import pytest
 from serving import JOB, PLAIN, booster, client, prepared, serving, until
 
 from gridscore import keys as keys_module
-from gridscore.errors import JobError
+from gridscore.client import Client
+from gridscore.errors import GridError, JobError
 from gridscore.grid.records import Records
 from gridscore.job import parse_job
 from gridscore.job.life import JOBS_MAP
@@ -156,6 +157,36 @@ async def test_who_is_slow_holds_up_only_what_is_done_with_the_same(monkeypatch)
             await asyncio.gather(act, *asks)
             monkeypatch.setattr(acting, "WAIT_SECONDS", 10.0)
             await call("POST", "jobs/plain/suspend")
+
+
+async def test_what_was_done_is_not_refused_because_what_is_told_of_it_cannot_be_read(monkeypatch):
+    async with StubCluster(partitions=8) as cluster:
+        await prepared(cluster, JOB)
+        async with cluster.worker(), serving(cluster, "cards", token=TOKEN) as server, client(server) as http:
+            call = Caller(http)
+            made = await call("PUT", "jobs/plain", {"job": PLAIN})
+            other = {"job": PLAIN.replace("amount: amount", "amount: amount + 1")}
+            await call("PUT", "jobs/plain", {**other, "update": True, "allow_changed_features": True})
+            await call("POST", "models/cards/versions", **raw(booster(9)))
+
+            async def fails(*_arguments, **_options):
+                raise GridError("The grid does not answer.")
+
+            def and_then_nothing_is_read(act, *reading):
+                async def acts(self, *arguments, **options):
+                    found = await act(self, *arguments, **options)
+                    for name in reading:
+                        monkeypatch.setattr(Client, name, fails)
+                    return found
+
+                return acts
+
+            monkeypatch.setattr(Client, "rollback", and_then_nothing_is_read(Client.rollback, "version_of"))
+            monkeypatch.setattr(Client, "promote_model", and_then_nothing_is_read(Client.promote_model, "following"))
+            undone = await call("POST", "jobs/plain/rollback")
+            assert (undone["revision"], undone["version"], undone["model"]) == (made["revision"] + 2, None, None)
+            moved = await call("POST", "models/cards/promote", {"version": 2, "points_at": 1})
+            assert (moved["version"], moved["warnings"]) == (2, [])
 
 
 async def test_models_go_live_and_back_once_however_often_that_is_asked_for():

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import App, Connection, Json, ask, job_names, run_on, valid, working
-from gridscore.cli.output import confirmed, console, print_json, print_table, progress_bar, run, say, visible
+from gridscore.cli.options import App, Connection, Json, Reach, ask, job_names, run_on, valid
+from gridscore.cli.output import confirmed, console, print_json, print_table, progress_bar, say, visible
 
 if TYPE_CHECKING:
-    from gridscore.dead_letters.letters import Listed
+    from gridscore.cli.remote import Verb
     from gridscore.grid import Grid
-    from gridscore.operations.removal import Choice, Removed
-    from gridscore.operations.replay import Replayed
-    from gridscore.scoring.superseded import By
+    from gridscore.operations.removal import Choice
 
 app = App(no_args_is_help=True)
 
@@ -32,34 +30,38 @@ def list_(
     before: Annotated[
         str | None, typer.Option(metavar="ID", help="Go on after this ID, the last of the list before.")
     ] = None,
-    connection: Connection,
+    connection: Reach,
     as_json: Json = False,
 ) -> None:
     """List the dead letters of a job, a source or a sink, the latest first.
 
     Example: [bold]gridscore dead-letters list flights[/]
     """
+    from gridscore.cli.remote import Verb
     from gridscore.dead_letters.letters import Listed, get_letter, job_of, list_letters
     from gridscore.scoring.superseded import superseded
 
-    async def main(grid: Grid) -> tuple[int, list[Listed], dict[str, By]]:
+    async def main(grid: Grid) -> dict[str, Any]:
         record = await job_of(grid, job)
         last = Listed(before, await get_letter(grid, job, before)) if before else None
         total, letters = await list_letters(grid, job, limit, last)
-        return total, letters, await superseded(grid, record.job, (each.dead for each in letters)) if record else {}
+        over = await superseded(grid, record.job, (each.dead for each in letters)) if record else {}
+        return {"total": total, "dead_letters": [each.to_json(over.get(each.dead.id, "")) for each in letters]}
 
-    total, letters, over = ask(connection, main)
+    found = ask(connection, main, by=Verb("GET", ("dead-letters", job), query={"limit": limit, "before": before}))
+    total, letters = found["total"], found["dead_letters"]
     if as_json:
-        print_json([each.to_json(over.get(each.dead.id, "")) for each in letters])
+        print_json(letters)
         return
     rows = []
-    for letter_id, dead in letters:
-        error = f"({over[dead.id].value}) {dead.error}" if dead.id in over else dead.error
-        rows.append((letter_id, dead.key, dead.stage, dead.at, error))
+    for each in letters:
+        error = f"({each['superseded']}) {each['error']}" if each["superseded"] else each["error"]
+        rows.append((each["id"], each["key"], each["stage"], each["at"], error))
     empty = f"{job} has no dead letters{f' before {before}' if before else ''}."
     print_table(("ID", "KEY", "STAGE", "AT", "ERROR"), rows, empty=empty)
-    if len(letters) == limit and total > limit:
-        text = f"{total:,} in all. Go on: --before {letters[-1].id}; or show more: --limit."
+    # A server may list fewer than asked for, though there are more.
+    if letters and total > len(letters) and (len(letters) == limit or connection.by_server):
+        text = f"{total:,} in all. Go on: --before {letters[-1]['id']}; or show more: --limit."
         console.print(text, style="dim")
 
 
@@ -68,25 +70,29 @@ def show(
     job: JobName,
     key: Annotated[str, typer.Argument(help="The dead letter's ID, as `list` shows it.", show_default=False)],
     *,
-    connection: Connection,
+    connection: Reach,
     as_json: Json = False,
 ) -> None:
     """Show one dead letter: error, origin and the event's bytes.
 
     Example: [bold]gridscore dead-letters show flights 17-9af3c0015b2e77d0[/]
     """
+    from gridscore.cli.remote import Verb
     from gridscore.dead_letters.letters import Listed, get_letter
 
-    dead = ask(connection, lambda grid: get_letter(grid, job, key))
+    async def main(grid: Grid) -> dict[str, Any]:
+        return Listed(key, await get_letter(grid, job, key)).to_json()
+
+    dead = ask(connection, main, by=Verb("GET", ("dead-letters", job, key)))
     if as_json:
-        print_json(Listed(key, dead).to_json())
+        print_json(dead)
         return
-    names = ("partition", "sequence") if not dead.origin else ("origin",)
+    names = ("partition", "sequence") if not dead["origin"] else ("origin",)
     for name in ("job", "map", *names, "key", "stage", "error", "at", "size"):
         console.print(f"[bold]{name:>10}[/]  ", end="")
-        say(getattr(dead, name), to=console)
+        say(dead[name], to=console)
     console.print(f"[bold]{'raw':>10}[/]  ", end="")
-    say(dead.raw_bytes.decode(errors="backslashreplace"), to=console, layout=True)
+    say(dead["text"], to=console, layout=True)
 
 
 @app.command()
@@ -100,7 +106,7 @@ def replay(
     force: Annotated[
         bool, typer.Option("--force", help="Put an event back even if its key has a newer one by now.")
     ] = False,
-    connection: Connection,
+    connection: Reach,
     as_json: Json = False,
 ) -> None:
     """Put events back into the event map, under their own keys, once what was wrong is fixed.
@@ -115,6 +121,7 @@ def replay(
 
     Example: [bold]gridscore dead-letters replay flights --all[/]
     """
+    from gridscore.cli.remote import Verb
     from gridscore.errors import UsageError
     from gridscore.operations.replay import letter_ids, summary
     from gridscore.operations.replay import replay as bring_back
@@ -123,7 +130,7 @@ def replay(
     if everything == bool(ids):
         raise UsageError("Say which dead letters: their IDs, or --all.", f"`gridscore dead-letters list {job}`")
 
-    async def main(grid: Grid) -> tuple[list[Replayed], bool]:
+    async def main(grid: Grid) -> dict[str, Any]:
         wanted = await letter_ids(grid, job) if everything else list(dict.fromkeys(ids or ()))
         with progress_bar() as bar:
             task, done = bar.add_task("Putting events back", total=len(wanted)), []
@@ -131,20 +138,20 @@ def replay(
             async for each in bring_back(grid, job, wanted, force=force, of_job=of_job):
                 done.append(each)
                 bar.advance(task)
-        return done, of_job
+        return summary(done, of_job=of_job)
 
-    done, of_job = run_on(connection, main)
-    value = summary(done)
+    asked = {"ids": list(dict.fromkeys(ids or ())), "all": everything, "force": force}
+    value = run_on(connection, main, by=Verb("POST", ("dead-letters", job, "replay"), asked))
     refused, put = value["refused"], value["replayed"]
     if as_json:
         print_json(value)
-    elif not done:
+    elif not (refused or put):
         say(f"{job} has no dead letters.", to=console)
     else:
         if refused:
             print_table(("ID", "KEY", "REFUSED BECAUSE"), [tuple(each.values()) for each in refused], empty="")
-        what, where = ("events", "event map") if of_job else ("results", "result map")
-        console.print(f"{put:,} of {len(done):,} {what} are in the {where} again.")
+        what = value["what"]
+        console.print(f"{put:,} of {put + len(refused):,} {what} are in the {what.removesuffix('s')} map again.")
     if refused:
         raise typer.Exit(1)
 
@@ -162,7 +169,7 @@ def purge(
     with_events: WithEvents = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    connection: Connection,
+    connection: Reach,
     as_json: Json = False,
 ) -> None:
     """Remove dead letters for good: all, or those that meet all conditions. A source or sink that paused goes on.
@@ -172,6 +179,7 @@ def purge(
 
     Example: [bold]gridscore dead-letters purge flights --older-than 7d[/]
     """
+    from gridscore.cli.remote import Verb
     from gridscore.errors import UsageError
     from gridscore.job.types import Duration, seconds_of
     from gridscore.operations.removal import Choice
@@ -183,13 +191,19 @@ def purge(
         )
     seconds = seconds_of(valid(Duration, "--older-than", older_than)) if older_than else None
     choice = Choice(seconds, reason, over)
+    asked = {"all": everything, "older_than": older_than, "reason": reason, "superseded": over}
+
+    def remove(*, dry_run: bool) -> dict[str, Any]:
+        verb = Verb("POST", ("dead-letters", job, "purge"), {**asked, "with_events": with_events, "dry_run": dry_run})
+        return _remove(job, choice, connection, verb, with_events=with_events, dry_run=dry_run)
+
     if not dry_run and not yes:
-        found = run(_remove(job, choice, connection, with_events=with_events, dry_run=True))
+        found = remove(dry_run=True)
         events = ", and their events" if with_events else ""
-        question = f"Remove {found.letters:,} dead letters of {visible(job)}{events}?"
-        if found.letters and not confirmed(question, as_json=as_json):
+        question = f"Remove {found['removed']:,} dead letters of {visible(job)}{events}?"
+        if found["removed"] and not confirmed(question, as_json=as_json):
             raise typer.Exit(1)
-    _say(job, run(_remove(job, choice, connection, with_events=with_events, dry_run=dry_run)), dry_run, as_json)
+    _say(job, remove(dry_run=dry_run), dry_run, as_json)
 
 
 @app.command()
@@ -198,7 +212,7 @@ def discard(
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Dead letters, as `list` shows them.")],
     *,
     with_events: WithEvents = False,
-    connection: Connection,
+    connection: Reach,
     as_json: Json = False,
 ) -> None:
     """Remove single dead letters for good. The exit code is 1 if one is not there.
@@ -207,24 +221,26 @@ def discard(
 
     Example: [bold]gridscore dead-letters discard flights 17-9af3c0015b2e77d0[/]
     """
+    from gridscore.cli.remote import Verb
     from gridscore.operations.removal import Choice
 
     choice = Choice(ids=frozenset(ids))
-    found = run(_remove(job, choice, connection, with_events=with_events))
+    verb = Verb("POST", ("dead-letters", job, "discard"), {"ids": sorted(choice.ids), "with_events": with_events})
+    found = _remove(job, choice, connection, verb, with_events=with_events)
     _say(job, found, False, as_json)
-    if found.left:
+    if found.get("not_removed"):
         raise typer.Exit(1)
 
 
-async def _remove(
-    name: str, choice: Choice, connection: Connection, *, with_events: bool, dry_run: bool = False
-) -> Removed:
+def _remove(
+    name: str, choice: Choice, connection: Connection, verb: Verb, *, with_events: bool, dry_run: bool = False
+) -> dict[str, Any]:
     from gridscore.dead_letters.letters import job_of, map_of
     from gridscore.errors import UsageError
     from gridscore.grid import transport
     from gridscore.operations.removal import Removed, remove
 
-    async with working(connection) as grid:
+    async def main(grid: Grid) -> dict[str, Any]:
         record = await job_of(grid, name)
         if record is None and (with_events or choice.superseded):
             option = "--with-events" if with_events else "--superseded"
@@ -236,16 +252,18 @@ async def _remove(
             job = record.job if record else None
             async for done in remove(grid, name, choice, job=job, with_events=with_events, dry_run=dry_run):
                 bar.update(task, completed=done.looked)
-        return done
+        return done.to_json()
+
+    return run_on(connection, main, by=verb)
 
 
-def _say(job: str, found: Removed, dry_run: bool, as_json: bool) -> None:
+def _say(job: str, found: dict[str, Any], dry_run: bool, as_json: bool) -> None:
     if as_json:
-        print_json({**found.to_json(), "dry_run": dry_run})
+        print_json({**found, "dry_run": dry_run})
         return
     what = "would be removed" if dry_run else "removed"
-    events = f", and {found.events:,} of their events" if found.events else ""
-    say(f"{job}: {found.letters:,} dead letters {what}{events}.", to=console)
-    for letter_id in sorted(found.left):
+    events = f", and {found['events_removed']:,} of their events" if found["events_removed"] else ""
+    say(f"{job}: {found['removed']:,} dead letters {what}{events}.", to=console)
+    for letter_id in found.get("not_removed", ()):
         text = f"{letter_id} was not removed: there is no such dead letter, or it is being put back just now."
         say(text, to=console)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import AllowChanged, App, Connection, JobName, Json, Override, Why, ask, run_on, valid
+from gridscore.cli.options import AllowChanged, App, JobName, Json, Override, Reach, Why, ask, run_on, valid
 from gridscore.cli.output import console, print_json, print_table, say
 from gridscore.errors import UsageError
 
 if TYPE_CHECKING:
-    from gridscore.models.experiment import Standing
+    from gridscore.grid import Grid
 
 app = App(no_args_is_help=True)
 
@@ -66,7 +66,7 @@ def start(
     ] = None,
     allow_changed_features: AllowChanged = False,
     why: Why = "",
-    connection: Connection,
+    connection: Reach,
     as_json: Json = False,
 ) -> None:
     """Begin an experiment: a canary in steps, a split, or a shadow. Results say who made them: `variant`.
@@ -75,6 +75,7 @@ def start(
 
     Example: [bold]gridscore experiment start late --version 3 --steps 5,25,50,100 --every 10m --max-psi 0.25[/]
     """
+    from gridscore.cli.remote import Verb
     from gridscore.client import Client
     from gridscore.job.types import Duration, seconds_of
 
@@ -85,33 +86,30 @@ def start(
         raise UsageError(f"--steps: `{steps}` is not a list of percents.", "As in `--steps 5,25,50,100`.") from None
     bounds = [_bound(each) for each in outcome] if outcome else None
 
-    found = run_on(
-        connection,
-        lambda grid: Client(grid).start_experiment(
-            job,
-            *version,
-            steps=shares,
-            every=seconds,
-            split=split,
-            shadow=shadow or None,
-            key=key,
-            max_errors=max_errors,
-            max_us=max_us,
-            max_psi=max_psi,
-            least=least,
-            outcomes=bounds,
-            least_labels=least_labels,
-            allow_changed_features=allow_changed_features,
-            why=why,
-            wait=True,
-        ),
-    )
+    given: dict[str, Any] = {
+        "steps": shares,
+        "split": split,
+        "shadow": shadow or None,
+        "key": key,
+        "max_errors": max_errors,
+    }
+    given |= {"max_us": max_us, "max_psi": max_psi, "least": least, "outcomes": bounds, "least_labels": least_labels}
+    given |= {"allow_changed_features": allow_changed_features, "why": why}
+
+    async def main(grid: Grid) -> Any:
+        return (await Client(grid).start_experiment(job, *version, every=seconds, wait=True, **given)).to_json()
+
+    numbers = [int(each) if each.isdecimal() else each for each in version]
+    asked = {name: value for name, value in given.items() if value is not None} | {"version": numbers}
+    asked |= {} if every is None else {"every": every}
+    found = run_on(connection, main, by=Verb("POST", ("jobs", job, "experiment", "start"), asked))
     if as_json:
-        print_json(found.to_json())
+        print_json(found)
         return
-    what = "every event, beside the champion" if found.kind == "shadow" else f"{found.share:g} % of the entities"
-    for each in found.challengers:
-        say(f"Version {each.version} of the model {found.model} scores {what}.", to=console)
+    share = found["steps"][0] if found["steps"] else None  # of a shadow
+    what = "every event, beside the champion" if share is None else f"{share:g} % of the entities"
+    for each in found["challengers"]:
+        say(f"Version {each['version']} of the model {found['model']} scores {what}.", to=console)
 
 
 def _bound(text: str) -> dict[str, Any]:
@@ -128,27 +126,36 @@ def _bound(text: str) -> dict[str, Any]:
 
 
 @app.command()
-def status(job: JobName, *, connection: Connection, as_json: Json = False) -> None:
+def status(job: JobName, *, connection: Reach, as_json: Json = False) -> None:
     """Show how an experiment stands, and whether its variants differ by more than chance.
 
     Example: [bold]gridscore experiment status late[/]
     """
+    from gridscore.cli.remote import Verb
     from gridscore.client import Client
 
-    _show(ask(connection, lambda grid: Client(grid).experiment(job)), as_json=as_json)
+    async def main(grid: Grid) -> Any:
+        return (await Client(grid).experiment(job)).to_json()
+
+    _show(ask(connection, main, by=Verb("GET", ("jobs", job, "experiment"))), as_json=as_json)
 
 
 @app.command()
-def stop(job: JobName, *, version: Chosen = None, why: Why = "", connection: Connection, as_json: Json = False) -> None:
+def stop(job: JobName, *, version: Chosen = None, why: Why = "", connection: Reach, as_json: Json = False) -> None:
     """End an experiment: the champion scores all events. What a shadow has scored is removed.
 
     With --version, only that challenger ends, and the others go on.
 
     Example: [bold]gridscore experiment stop late --why "no better"[/]
     """
+    from gridscore.cli.remote import Verb
     from gridscore.client import Client
 
-    _show(run_on(connection, lambda grid: Client(grid).stop_experiment(job, version=version, why=why)), as_json=as_json)
+    async def main(grid: Grid) -> Any:
+        return (await Client(grid).stop_experiment(job, version=version, why=why)).to_json()
+
+    by = Verb("POST", ("jobs", job, "experiment", "stop"), {"version": version, "why": why})
+    _show(run_on(connection, main, by=by), as_json=as_json)
 
 
 @app.command()
@@ -159,25 +166,31 @@ def promote(
     allow_changed_features: AllowChanged = False,
     why: Why = "",
     override: Override = "",
-    connection: Connection,
+    connection: Reach,
     as_json: Json = False,
 ) -> None:
     """Make a challenger the champion, if it passes the gates, and end the experiment.
 
     Example: [bold]gridscore experiment promote late --why "declines less"[/]
     """
+    from gridscore.cli.remote import Verb
     from gridscore.client import Client
 
-    given = {"version": version, "allow_changed_features": allow_changed_features, "why": why, "override": override}
-    _show(run_on(connection, lambda grid: Client(grid).promote_experiment(job, **given)), as_json=as_json)  # type: ignore[arg-type]
+    given: dict[str, Any] = {"version": version, "why": why, "override": override}
+    given["allow_changed_features"] = allow_changed_features
+
+    async def main(grid: Grid) -> Any:
+        return (await Client(grid).promote_experiment(job, **given)).to_json()
+
+    _show(run_on(connection, main, by=Verb("POST", ("jobs", job, "experiment", "promote"), given)), as_json=as_json)
 
 
-def _show(found: Standing, *, as_json: bool) -> None:
+def _show(found: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        print_json(found.to_json())
+        print_json(found)
         return
-    say(found.text, to=console)
-    variants, counts, outcomes = found.variants, found.counts, found.experiment.outcomes
+    say(found["text"], to=console)
+    variants, labels = found["variants"], found["labels"]
     rows = [
         (
             each["variant"],
@@ -191,18 +204,18 @@ def _show(found: Standing, *, as_json: bool) -> None:
     print_table(("VARIANT", "VERSION", "EVENTS", "ERRORS", "µS/ROW", "PSI", "LABELS"), rows, empty="")
     differences = [
         (
-            e.variant,
-            e.what,
-            f"{e.champion:.5g}",
-            f"{e.challenger:.5g}",
-            f"{e.less:+.3g} to {e.most:+.3g}",
-            f"{e.p:.3g}",
+            e["variant"],
+            e["what"],
+            f"{e['champion']:.5g}",
+            f"{e['challenger']:.5g}",
+            f"{e['less']:+.3g} to {e['most']:+.3g}",
+            f"{e['p']:.3g}",
         )
-        for e in found.compared()
+        for e in found["compared"]
     ]
     columns = ("VARIANT", "OF", "CHAMPION", "CHALLENGER", "DIFFERENCE (95 %)", "P")
     print_table(columns, differences, empty="Too little was scored to compare.")
-    if found.experiment.limits.outcomes:
+    if found["limits"].get("outcomes"):
         judged = [
             (
                 each["variant"],
@@ -211,17 +224,17 @@ def _show(found: Standing, *, as_json: bool) -> None:
                 each["problem"] or f"{each['low']:.4g} to {each['high']:.4g}",
                 each["bound"],
             )
-            for each in found.outcomes
+            for each in found["outcomes"]
         ]
         titles = ("VARIANT", "OUTCOME", "CHAMPION", "CHALLENGER", "WORSE BY", "INTERVAL (95 %)", "BOUND")
         print_table(titles, judged, empty="Too few labels have come to judge outcomes.")
-    if outcomes.problem:
-        say(f"Outcomes cannot be judged: {outcomes.problem}.", to=console)
-    if outcomes.invalid:
-        say(f"{outcomes.invalid:,} labels cannot be used.", to=console)
+    if labels.get("problem"):
+        say(f"Outcomes cannot be judged: {labels['problem']}.", to=console)
+    if labels.get("invalid"):
+        say(f"{labels['invalid']:,} labels cannot be used.", to=console)
     for number, text in (
-        (counts.nobodys, "events have no entity, and are the champion's"),
-        (counts.unseen, "events were left out by the shadow"),
+        (found["nobodys"], "events have no entity, and are the champion's"),
+        (found["unseen"], "events were left out by the shadow"),
     ):
         if number:
             say(f"{number:,} {text}.", to=console)

@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import AllowChanged, App, Connection, JobName, Json, Override, Why, ask, run_on
+from gridscore.cli.options import AllowChanged, App, JobName, Json, Override, Reach, Why, ask, run_on
 from gridscore.cli.output import console, one_line, print_json, print_table, print_warnings, safe
 from gridscore.cli.state import fill, moment_of, told_of
 from gridscore.errors import UsageError
-from gridscore.texts import with_moments
 
 if TYPE_CHECKING:
+    from gridscore.cli.options import Connection
     from gridscore.client import Client
     from gridscore.grid import Grid
     from gridscore.job import JobRecord
-    from gridscore.operations.flow import Flow
-    from gridscore.operations.status import JobStatus
     from gridscore.operations.window_load import Loaded
 
 
@@ -52,7 +50,7 @@ def submit(
     ] = None,
     why: Why = "",
     override: Override = "",
-    connection: Connection,
+    connection: Reach,
     as_json: Json = False,
 ) -> None:
     """Submit a job file to the cluster; any worker picks it up.
@@ -61,6 +59,7 @@ def submit(
 
     Example: [bold]gridscore submit jobs/flights/job.yaml --update --model model.ubj[/]
     """
+    from gridscore.cli.remote import Verb
     from gridscore.client import Client
     from gridscore.job import JobState, load_job
     from gridscore.job.life import OVER
@@ -70,6 +69,16 @@ def submit(
     from gridscore.scoring.window_states import how_to_fill
 
     job = load_job(file)
+    if connection.by_server and model is None and history is None and until is None:
+        given = {"job": job.to_json(), "update": update, "version": version, "suspended": suspended, "prepare": prepare}
+        given |= {"allow_changed_features": allow_changed_features, "why": why, "override": override}
+        answer = run_on(connection, _nothing, by=Verb("PUT", ("jobs", job.name), given))
+        print_warnings(answer.pop("warnings"))
+        done, scores = "is submitted already, unchanged", "It goes on."
+        if answer["changed"]:
+            done, scores = "submitted", "Workers pick it up within a second: `gridscore jobs`."
+        _report(answer, done, as_json=as_json, more=when_it_scores(answer, scores))
+        return
     if until is not None and history is None:
         raise UsageError("--until says how far a history counts.", "Name it with --history FILE.")
     if history is not None and not (job.used_windows and history.is_file()):
@@ -108,16 +117,26 @@ def submit(
         live = f" Version {number} of the model {safe(job.model.name)} is live." if model or version else ""
         if suspended and not is_suspended:
             live += f"\nIt goes on: `gridscore suspend {safe(record.name)}` suspends it."
-        more = live + filled + (when_it_scores(record, "It goes on.") if filled else "")
-        _report(record, "is submitted already, unchanged", loaded, as_json=as_json, version=number, more=more)
+        more = live + filled + (when_it_scores(record.in_brief, "It goes on.") if filled else "")
+        value = {**record.in_brief, "changed": False, **_loaded(loaded), "version": number}
+        _report(value, "is submitted already, unchanged", as_json=as_json, more=more)
     else:
         more = f" with version {number} of the model {safe(job.model.name)}" if record.release else ""
-        more = when_it_scores(record, f"Workers pick it up{more} within a second: `gridscore jobs`.")
+        more = when_it_scores(record.in_brief, f"Workers pick it up{more} within a second: `gridscore jobs`.")
         if loaded is None and record.job.used_windows and (before is None or before.state in OVER):
             more += f"\nIts windows begin empty. {safe(how_to_fill(record.name, is_suspended=is_suspended))}"
         if record.previous is not None:
             more += f"\nUndo it: `gridscore rollback {safe(record.name)}`."
-        _report(record, "submitted", loaded, as_json=as_json, changed=True, version=number, more=filled + more)
+        value = {**record.in_brief, "changed": True, **_loaded(loaded), "version": number}
+        _report(value, "submitted", as_json=as_json, more=filled + more)
+
+
+async def _nothing(_grid: Grid) -> Any:
+    """The work of what a server does."""
+
+
+def _loaded(loaded: Loaded | None) -> dict[str, Any]:
+    return {} if loaded is None else {"loaded": dataclasses.asdict(loaded)}
 
 
 async def _filled(
@@ -137,32 +156,35 @@ async def _filled(
     return record if stays else await client.jobs.resume(record.name), loaded
 
 
-def rollback(name: JobName, *, why: Why = "", connection: Connection, as_json: Json = False) -> None:
+def rollback(name: JobName, *, why: Why = "", connection: Reach, as_json: Json = False) -> None:
     """Undo the last update of a job, and the version of the model that went live with it, in one step.
 
     A second rollback undoes the first. A FAILED job runs again; a suspended one stays suspended.
 
     Example: [bold]gridscore rollback flights[/]
     """
+    from gridscore.cli.remote import Verb
     from gridscore.client import Client
 
-    async def main(grid: Grid) -> tuple[JobRecord, int]:
+    async def main(grid: Grid) -> dict[str, Any]:
         client = Client(grid)
         record = await client.rollback(name, why=why)
-        return record, (await client.version_of(record.job, record.release)).version
+        version = await client.version_of(record.job, record.release)
+        return {**record.in_brief, "changed": True, "version": version.version, "model": version.name}
 
-    record, number = run_on(connection, main)
-    text = f"It scores with version {number} of the model {safe(record.job.model.name)} within a second."
-    more = when_it_scores(record, text)
-    _report(record, "is as it was before its last update", as_json=as_json, changed=True, version=number, more=more)
+    value = run_on(connection, main, by=Verb("POST", ("jobs", name, "rollback"), {"why": why}))
+    version = "the version of before" if value["version"] is None else f"version {value['version']}"
+    text = f"It scores with {version} of the model {safe(value['model'] or 'it had')} within a second."
+    more = when_it_scores(value, text)
+    _report(value, "is as it was before its last update", as_json=as_json, more=more)
 
 
-def when_it_scores(record: JobRecord, text: str) -> str:
+def when_it_scores(job: dict[str, Any], text: str) -> str:
     """A line that says when a changed job scores: as `text` says, or not before it is resumed."""
     from gridscore.job import JobState
 
-    if record.state is JobState.SUSPENDED:
-        return f"\nIt is suspended: `gridscore resume {safe(record.name)}` starts it."
+    if job["state"] == JobState.SUSPENDED:
+        return f"\nIt is suspended: `gridscore resume {safe(job['name'])}` starts it."
     return f"\n{text}"
 
 
@@ -170,67 +192,78 @@ app = App(invoke_without_command=True)
 
 
 @app.callback()
-def jobs(context: typer.Context, *, connection: Connection, as_json: Json = False) -> None:
+def jobs(context: typer.Context, *, connection: Reach, as_json: Json = False) -> None:
     """List the jobs of the cluster: state, lag, rate, model version, losses; and sources and sinks, if there are any.
 
     Example: [bold]gridscore jobs --json[/]
     """
     if context.invoked_subcommand is not None:
         return
-    from gridscore.operations.flow import GONE, INVALID, REPAIR, FlowObserver, orphaned
+    from gridscore.cli.remote import Verb
+    from gridscore.errors import BadRecord
+    from gridscore.operations.flow import GONE, REPAIR, FlowObserver, jobs_json, orphaned
 
-    flow = ask(connection, lambda grid: FlowObserver(grid).look())
-    statuses = flow.overview.jobs
+    async def main(grid: Grid) -> Any:
+        flow = await FlowObserver(grid).look()
+        if as_json:
+            return jobs_json(flow)
+        plugs = {"sources": [each.to_json() for each in flow.sources], "sinks": [each.to_json() for each in flow.sinks]}
+        bad = [each.to_json() for each in flow.bad_records]
+        return {"jobs": jobs_json(flow), **plugs, "bad_records": bad}
+
+    value = ask(connection, main, by=Verb("GET", ("jobs" if as_json else "status",)))
     if as_json:
-        gone = [{"name": name, "state": GONE, "error": orphaned(name).text} for name in flow.gone]
-        invalid = [{"name": each.key, "state": INVALID, "error": str(each)} for each in flow.invalid]
-        print_json(with_moments([*(status.to_json() for status in statuses), *gone, *invalid]))
+        print_json(value)
         return
     columns = ("JOB", "STATE", "WORKERS", "PARTITIONS", "EVENTS", "EVENTS/S", "LAG", "DEAD", "LOST", "MODEL")
     rows: list[tuple[Any, ...]] = []
-    for s in statuses:
-        model = f"{s.record.job.model.name} {', '.join(f'v{v}' for v in s.versions)}".strip()
-        done = (int(s.totals["events"]), float(s.totals["rate"]), s.lag)
-        bad = (int(s.totals["dead_letters"]), int(s.totals["lost"]))
-        rows.append((s.record.name, s.state.value, s.workers, s.partitions, *done, *bad, model))
-    rows += [(name, GONE, *[None] * 8) for name in flow.gone]
-    rows += [(each.key, INVALID, *[None] * 8) for each in flow.invalid]
+    for s in value["jobs"]:
+        if "model" not in s:  # nothing is known of it but its name
+            rows.append((s["name"], s["state"], *[None] * 8))
+            continue
+        model = f"{s['model']} {', '.join(f'v{v}' for v in s['model_versions'])}".strip()
+        done = (int(s["events"]), float(s["rate"]), s["lag"])
+        bad = (int(s["dead_letters"]), int(s["lost"]))
+        rows.append((s["name"], s["state"], s["workers"], s["partitions"], *done, *bad, model))
     print_table(columns, rows, empty="No jobs. `gridscore submit FILE` submits one.")
-    for s in statuses:
-        for problem in [s.record.error, *s.model_errors, *s.lookup_errors, *s.function_errors]:
+    for s in value["jobs"]:
+        errors = [s["error"], *s["model_errors"], *s["lookup_errors"], *s["function_errors"]] if "model" in s else ()
+        for problem in errors:
             if problem:
-                text = f"[yellow]{safe(s.record.name)}:[/] {safe(problem, layout=True)}"
+                text = f"[yellow]{safe(s['name'])}:[/] {safe(problem, layout=True)}"
                 console.print(text)
-    for name in flow.gone:
-        found = orphaned(name)
-        text = f"[red]{safe(name)}:[/] {safe(found.text)} {safe(found.advice)}"
-        console.print(text)
-    for each in flow.bad_records:
-        console.print(f"[red]{safe(each)}.[/] {REPAIR}")
-    _print_plugs(flow)
+    for s in value["jobs"]:
+        if s["state"] == GONE:
+            found = orphaned(s["name"])
+            text = f"[red]{safe(s['name'])}:[/] {safe(found.text)} {safe(found.advice)}"
+            console.print(text)
+    for each in value["bad_records"]:
+        console.print(f"[red]{safe(BadRecord(each['map'], each['key'], each['reason'], b'', b''))}.[/] {REPAIR}")
+    print_plugs(value["sources"], value["sinks"])
 
 
-def _print_plugs(flow: Flow) -> None:
-    if flow.sources:
+def print_plugs(sources: list[dict[str, Any]], sinks: list[dict[str, Any]]) -> None:
+    """Print tables of sources and sinks, if there are any."""
+    if sources:
         console.print()
         columns: tuple[str, ...] = ("SOURCE", "KIND", "MAP", "STATE", "PROCESSES", "EVENTS", "EVENTS/S", "DEAD")
         rows: list[tuple[Any, ...]] = []
-        for s in flow.sources:
-            what = (s.name, s.kind, s.map, s.state, len(s.processes))
-            rows.append((*what, s.events, s.rate, s.dead_letters, one_line(s.waiting or s.error)))
+        for s in sources:
+            what = (s["name"], s["kind"], s["map"], s["state"], len(s["processes"]))
+            rows.append((*what, s["events"], s["rate"], s["dead_letters"], one_line(s["waiting"] or s["error"])))
         print_table((*columns, "WAITS FOR, LAST ERROR"), rows, empty="")
-    if flow.sinks:
+    if sinks:
         console.print()
         columns = ("SINK", "KIND", "MAP", "STATE", "PROCESSES", "RESULTS", "RESULTS/S", "LAG", "DEAD", "LOST")
         rows = []
-        for sink in flow.sinks:
-            what = (sink.record.name, sink.record.kind, sink.record.map, sink.state, len(sink.processes))
-            bad = (sink.dead_letters, sink.lost, one_line(sink.error))
-            rows.append((*what, sink.delivered, sink.rate, sink.lag, *bad))
+        for s in sinks:
+            what = (s["name"], s["kind"], s["map"], s["state"], len(s["processes"]))
+            bad = (s["dead_letters"], s["lost"], one_line(s["error"]))
+            rows.append((*what, s["delivered"], s["rate"], s["lag"], *bad))
         print_table((*columns, "LAST ERROR"), rows, empty="")
 
 
-def suspend(name: JobName, *, connection: Connection, as_json: Json = False) -> None:
+def suspend(name: JobName, *, connection: Reach, as_json: Json = False) -> None:
     """Stop scoring and keep the offsets.
 
     Example: [bold]gridscore suspend flights[/]
@@ -238,7 +271,7 @@ def suspend(name: JobName, *, connection: Connection, as_json: Json = False) -> 
     _move("suspend", name, connection, as_json=as_json)
 
 
-def resume(name: JobName, *, connection: Connection, as_json: Json = False) -> None:
+def resume(name: JobName, *, connection: Reach, as_json: Json = False) -> None:
     """Score again, from where the job stopped; also a job that FAILED, once it is fixed.
 
     Example: [bold]gridscore resume flights[/]
@@ -246,7 +279,7 @@ def resume(name: JobName, *, connection: Connection, as_json: Json = False) -> N
     _move("resume", name, connection, as_json=as_json)
 
 
-def cancel(name: JobName, *, connection: Connection, as_json: Json = False) -> None:
+def cancel(name: JobName, *, connection: Reach, as_json: Json = False) -> None:
     """End a job for good. Its results stay; submitted again, it starts over.
 
     Example: [bold]gridscore cancel flights[/]
@@ -265,7 +298,7 @@ def restart(
             help="oldest, latest, committed, a time (2026-01-31T12:00:00Z), or how long ago (90s, 15m, 2h, 1d).",
         ),
     ] = "committed",
-    connection: Connection,
+    connection: Reach,
     as_json: Json = False,
 ) -> None:
     """Restart a job from another place in the journal: score events again, or leave some out.
@@ -275,24 +308,22 @@ def restart(
 
     Example: [bold]gridscore restart flights --from 2h[/]
     """
-    from gridscore.job import Jobs
-    from gridscore.operations.status import job_status
+    from gridscore.cli.remote import Verb
+    from gridscore.operations.status import restarted
 
     place = _place(begin)
-
-    async def main(grid: Grid) -> tuple[JobRecord, JobStatus]:
-        jobs = Jobs(grid)
-        before = await job_status(grid, await jobs.get(name))
-        return await jobs.restart(name, place), before
-
-    record, before = run_on(connection, main)
-    figures = replay_figures(before, place)
+    value = run_on(
+        connection,
+        lambda grid: restarted(grid, name, place),
+        by=Verb("POST", ("jobs", name, "restart"), {"begin": place}),
+    )
+    workers = value.pop("workers")
     if as_json:
-        print_json({**record.in_brief, "from": place, **figures})
+        print_json(value)
         return
-    _report(record, f"restarted from {safe(record.begin or place)}", as_json=False, changed=True)
-    console.print(_what_happens(figures, exact=place in _PLACES))
-    if not before.workers and not before.idle_workers:
+    _report(value, f"restarted from {safe(value['from'])}", as_json=False)
+    console.print(_what_happens(value, exact=place in _PLACES))
+    if not workers:
         console.print("No worker is running; `gridscore worker` starts one.", style="yellow")
 
 
@@ -326,20 +357,6 @@ def _place(text: str) -> str:
     return text  # a time, or an error of the restart itself
 
 
-def replay_figures(before: JobStatus, place: str) -> dict[str, int]:
-    """How many events a restart reads, scores again and leaves out, by what the journal holds now.
-
-    For a time they are upper limits: the journal knows no times.
-    """
-    unread = before.lag or 0
-    if place == "latest":
-        return {"to_read": 0, "scored_again": 0, "left_out": unread}
-    if place == "committed":
-        return {"to_read": unread, "scored_again": 0, "left_out": 0}
-    held = sum(position.held for position in before.positions)
-    return {"to_read": held, "scored_again": held - unread, "left_out": 0}
-
-
 def _what_happens(figures: dict[str, int], *, exact: bool) -> str:
     about = "About" if exact else "At most"
     if figures["left_out"]:
@@ -349,6 +366,7 @@ def _what_happens(figures: dict[str, int], *, exact: bool) -> str:
 
 
 def _move(verb: str, name: str, connection: Connection, *, as_json: bool) -> None:
+    from gridscore.cli.remote import Verb
     from gridscore.job import Jobs
     from gridscore.job.life import OVER, WANTED, JobState
 
@@ -359,34 +377,25 @@ def _move(verb: str, name: str, connection: Connection, *, as_json: bool) -> Non
         "cancel": ("cancelled", "has ended already", OVER),
     }[verb]
 
-    async def main(grid: Grid) -> tuple[JobRecord | None, bool]:
+    async def main(grid: Grid) -> dict[str, Any]:
         before = await Jobs(grid).find_usable(name)
-        return await getattr(Jobs(grid), verb)(name), before is None or before.state not in states
+        record = await getattr(Jobs(grid), verb)(name)
+        if record is None:
+            return {"name": name, "state": None, "revision": None, "changed": True}
+        return {**record.in_brief, "changed": before is None or before.state not in states}
 
-    record, changed = run_on(connection, main)
-    if record is None:
-        if as_json:
-            print_json({"name": name, "state": None, "revision": None, "changed": True})
-        else:
-            text = f"The record of the job {safe(name)}, which could not be used, was removed; its offsets stay."
-            console.print(text)
+    value = run_on(connection, main, by=Verb("POST", ("jobs", name, verb), {}))
+    if value["state"] is None and not as_json:
+        text = f"The record of the job {safe(name)}, which could not be used, was removed; its offsets stay."
+        console.print(text)
         return
-    _report(record, done if changed else f"{already}, unchanged", as_json=as_json, changed=changed)
+    _report(value, done if value["changed"] else f"{already}, unchanged", as_json=as_json)
 
 
-def _report(
-    record: JobRecord,
-    done: str,
-    loaded: Loaded | None = None,
-    *,
-    as_json: bool,
-    changed: bool = False,
-    version: int | None = None,
-    more: str = "",
-) -> None:
+def _report(value: dict[str, Any], done: str, *, as_json: bool, more: str = "") -> None:
+    """Print what a job is now."""
     if as_json:
-        value = {**record.in_brief, "changed": changed}
-        value |= {} if loaded is None else {"loaded": dataclasses.asdict(loaded)}
-        print_json(value if version is None else {**value, "version": version})
+        print_json(value)
         return
-    console.print(f"Job [bold]{safe(record.name)}[/] {done}: {record.state.value}, revision {record.revision}.{more}")
+    name, state, revision = safe(value["name"]), value["state"], value["revision"]
+    console.print(f"Job [bold]{name}[/] {done}: {state}, revision {revision}.{more}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import App, Connection, Json, ask, run_on, valid
+from gridscore.cli.options import App, Json, Reach, ask, run_on, valid
 from gridscore.cli.output import console, print_json, print_table, say
 from gridscore.errors import UsageError
 from gridscore.keys import Keys, Role
+
+if TYPE_CHECKING:
+    from gridscore.grid import Grid
 
 app = App(no_args_is_help=True)
 
@@ -28,13 +31,14 @@ def create(
         str, typer.Option(metavar="N/s|N/m|N/h", help="Requests that each server answers; else any number.")
     ] = "",
     *,
-    connection: Connection,
+    connection: Reach,
     as_json: Json = False,
 ) -> None:
     """Make a key, and print it. It is shown this once.
 
     Example: [bold]gridscore key create --role score --only card-fraud --expires 90d --note till[/]
     """
+    from gridscore.cli.remote import Verb
     from gridscore.job.types import Duration, MapName, seconds_of
 
     if len(note) > 200:
@@ -43,32 +47,43 @@ def create(
         raise UsageError("--only: 100 names are possible.")
     names = [valid(MapName, "--only", name) for name in only or ()]
     seconds = None if expires is None else seconds_of(valid(Duration, "--expires", expires))
-    key, text = run_on(connection, lambda grid: Keys(grid).create(role, names, note=note, seconds=seconds, rate=rate))
+
+    async def main(grid: Grid) -> dict[str, Any]:
+        key, text = await Keys(grid).create(role, names, note=note, seconds=seconds, rate=rate)
+        return {**key.to_json(), "key": text}
+
+    given = {"roles": role, "only": names, "note": note, "expires": expires, "rate": rate}
+    made = run_on(connection, main, by=Verb("POST", ("keys",), given))
     if as_json:
-        print_json({**key.to_json(), "key": text})
+        print_json(made)
     else:
-        say(text, to=console)
+        say(made["key"], to=console)
 
 
 @app.command("list")
-def list_(*, connection: Connection, as_json: Json = False) -> None:
+def list_(*, connection: Reach, as_json: Json = False) -> None:
     """List the keys, without what makes them one.
 
     Example: [bold]gridscore key list --json[/]
     """
-    found = ask(connection, lambda grid: Keys(grid).list())
+    from gridscore.cli.remote import Verb
+
+    async def main(grid: Grid) -> list[dict[str, Any]]:
+        return [key.to_json() for key in await Keys(grid).list()]
+
+    found = ask(connection, main, by=Verb("GET", ("keys",)))
     if as_json:
-        print_json([key.to_json() for key in found])
+        print_json(found)
         return
     rows = [
         (
-            key.id,
-            key.note,
-            ", ".join(key.roles),
-            ", ".join(key.only) or "all",
-            key.rate,
-            f"{key.created_at:%Y-%m-%d}",
-            "expired" if key.has_expired else "" if key.expires_at is None else f"{key.expires_at:%Y-%m-%d %H:%M}",
+            key["id"],
+            key["note"],
+            ", ".join(key["roles"]),
+            ", ".join(key["only"]) or "all",
+            key["rate"],
+            key["created_at"][:10],
+            "expired" if key["expired"] else (key["expires_at"] or "")[:16].replace("T", " "),
         )
         for key in found
     ]
@@ -79,28 +94,32 @@ def list_(*, connection: Connection, as_json: Json = False) -> None:
 def revoke(
     name: Annotated[str, typer.Argument(metavar="ID", help="Of the key, as listed.", show_default=False)],
     *,
-    connection: Connection,
+    connection: Reach,
 ) -> None:
     """Remove a key: servers refuse it within a second.
 
     Example: [bold]gridscore key revoke 5f3a9c0d1e2b[/]
     """
-    run_on(connection, lambda grid: Keys(grid).revoke(name))
+    from gridscore.cli.remote import Verb
+
+    run_on(connection, lambda grid: Keys(grid).revoke(name), by=Verb("DELETE", ("keys", name)))
     say(f"The key {name} is revoked.", to=console)
 
 
 @app.command()
-def log(*, connection: Connection, as_json: Json = False) -> None:
+def log(*, connection: Reach, as_json: Json = False) -> None:
     """Show what was done on the dashboard with which key, the latest first; the last 1,000 actions are kept.
 
     Example: [bold]gridscore key log --json[/]
     """
-    from gridscore.operations.actions import ActionLog
+    import msgspec
 
-    found = ask(connection, lambda grid: ActionLog(grid).list())
+    from gridscore.cli.remote import Verb
+    from gridscore.operations.actions import Action, ActionLog
+
+    by = Verb("GET", ("log",), made=lambda answer: msgspec.convert(answer, list[Action]))
+    found = ask(connection, lambda grid: ActionLog(grid).list(), by=by)
     if as_json:
-        import msgspec
-
         print_json(msgspec.to_builtins(found))
         return
     rows = [(each.at, each.by, each.verb, each.target, each.detail, each.why, each.outcome) for each in found]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from gridscore.cli.options import (
     Json,
     ModelName,
     Override,
+    Reach,
     Why,
     ask,
     run_on,
@@ -26,8 +27,7 @@ from gridscore.texts import count_text
 if TYPE_CHECKING:
     from gridscore.features.encodings import Learnt
     from gridscore.grid import Grid
-    from gridscore.models import Added, Model, ModelVersion
-    from gridscore.models.certificates import Certificate
+    from gridscore.models import Added, ModelVersion
     from gridscore.models.record import About
     from gridscore.operations.parity import Parity
 
@@ -144,14 +144,18 @@ def push(
 
 
 @app.command("list")
-def list_(*, connection: Connection, as_json: Json = False) -> None:
+def list_(*, connection: Reach, as_json: Json = False) -> None:
     """List all models with their versions, the latest first.
 
     Example: [bold]gridscore model list --json[/]
     """
-    from gridscore.models import Registry
+    import msgspec
 
-    models = ask(connection, lambda grid: Registry(grid).list())
+    from gridscore.cli.remote import Verb
+    from gridscore.models import Model, Registry
+
+    by = Verb("GET", ("models",), made=lambda answer: msgspec.convert(answer, list[Model], strict=False))
+    models = ask(connection, lambda grid: Registry(grid).list(), by=by)
     if as_json:
         print_json([model.to_json() for model in models])
         return
@@ -170,16 +174,19 @@ def show(
     *,
     version: Annotated[int | None, typer.Option(help="A version; else the alias decides.", min=1)] = None,
     alias: Annotated[str | None, typer.Option(help="An alias; without it `champion`, else the latest version.")] = None,
-    connection: Connection,
+    connection: Reach,
     as_json: Json = False,
 ) -> None:
     """Show one version: features, categories, metrics, and where its model's aliases pointed.
 
     Example: [bold]gridscore model show late --version 3[/]
     """
-    from gridscore.errors import UsageError
-    from gridscore.models import Registry
-    from gridscore.models.certificates import certificates_of
+    import msgspec
+
+    from gridscore.cli.remote import Verb
+    from gridscore.errors import ModelError, UsageError
+    from gridscore.models import Model, Registry
+    from gridscore.models.certificates import Certificate, certificates_of
 
     if version is not None and alias is not None:
         raise UsageError("--version and --alias are both given.", "Give one of them.")
@@ -193,7 +200,18 @@ def show(
             found = await registry.resolve(name, alias=alias, version=version)
         return model, found, [each for each in await certificates_of(grid) if each.is_of(name, found.version)]
 
-    model, found, certificates = ask(connection, main)
+    def made(answer: dict[str, Any]) -> tuple[Model, ModelVersion, list[Certificate]]:
+        model = msgspec.convert(answer, Model, strict=False)
+        latest = None if alias or "champion" in model.aliases else model.versions[0].version
+        number = version or latest or model.aliases.get(alias or "champion")
+        found = next((each for each in model.versions if each.version == number), None)
+        if found is None:
+            what = f"no version {version}" if version else f"no alias `{alias}`"
+            raise ModelError(f"The model `{name}` has {what}.", "`gridscore model list` shows what it has.")
+        parity = msgspec.convert(answer["parity"], list[Certificate])
+        return model, found, [each for each in parity if each.is_of(name, found.version)]
+
+    model, found, certificates = ask(connection, main, by=Verb("GET", ("models", name), made=made))
     pointing, about, own = model.aliases_of(found.version), model.noted_of(found.version), model.noted_of(0)
     history = {alias: moves for alias, moves in model.to_json()["history"].items() if alias in model.aliases}
     if as_json:
@@ -285,20 +303,26 @@ def tag(
     version: Annotated[int | None, typer.Option(help="Of this version; else the model.", min=1)] = None,
     description: Description = None,
     remove: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Remove a tag.")] = None,
-    connection: Connection,
+    connection: Reach,
     as_json: Json = False,
 ) -> None:
     """Note tags and a description of a version, or of the model itself.
 
     Example: [bold]gridscore model tag late --version 3 owner=ana ticket=F-112 --description "with weather"[/]
     """
+    import msgspec
+
+    from gridscore.cli.remote import Verb
     from gridscore.models import Registry
     from gridscore.models.inputs import parse_tags
+    from gridscore.models.record import About
 
-    wanted, gone = parse_tags(tags or ()), remove or ()
+    wanted, gone = parse_tags(tags or ()), remove or []
+    given = {"version": version, "description": description, "tags": wanted, "remove": gone}
     about = run_on(
         connection,
         lambda grid: Registry(grid).describe(name, version, description=description, tags=wanted, remove=gone),
+        by=Verb("POST", ("models", name, "describe"), given, made=lambda answer: msgspec.convert(answer, About)),
     )
     if as_json:
         print_json({"name": name, "version": version, "description": about.description, "tags": about.tags})
@@ -327,16 +351,18 @@ def delete(
     name: ModelName,
     *,
     version: Annotated[int, typer.Option(help="The version to delete.", min=1, show_default=False)],
-    connection: Connection,
+    connection: Reach,
     as_json: Json = False,
 ) -> None:
     """Delete a version that no alias points at, and no job names.
 
     Example: [bold]gridscore model delete late --version 1[/]
     """
+    from gridscore.cli.remote import Verb
     from gridscore.client import Client
 
-    run_on(connection, lambda grid: Client(grid).delete_model(name, version))
+    by = Verb("DELETE", ("models", name, "versions", version))
+    run_on(connection, lambda grid: Client(grid).delete_model(name, version), by=by)
     if as_json:
         print_json({"deleted": {"name": name, "version": version}})
         return

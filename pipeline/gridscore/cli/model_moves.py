@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from gridscore.cli.options import (
     Json,
     ModelName,
     Override,
+    Reach,
     Why,
     ask,
     run_on,
@@ -23,7 +24,6 @@ from gridscore.errors import UsageError
 
 if TYPE_CHECKING:
     from gridscore.grid import Grid
-    from gridscore.models import ModelVersion
     from gridscore.models.record import Entry
 
 Alias = Annotated[str, typer.Option("--alias", help="The alias to point at the version.")]
@@ -39,7 +39,7 @@ def promote(
     why: Why = "",
     override: Override = "",
     allow_python: AllowPython = None,  # noqa: ARG001 -- its callback does it
-    connection: Connection,
+    connection: Reach,
     as_json: Json = False,
 ) -> None:
     """Point an alias at a version; workers score with it within a second, from one batch to the next.
@@ -59,7 +59,7 @@ def rollback(
     alias: Alias = "champion",
     allow_changed_features: AllowChanged = False,
     why: Why = "",
-    connection: Connection,
+    connection: Reach,
     as_json: Json = False,
 ) -> None:
     """Point an alias where it pointed before; twice, and it is where it was. Gates are not asked.
@@ -80,7 +80,11 @@ def _move(
     override: str,
     as_json: bool,
 ) -> None:
+    import msgspec
+
+    from gridscore.cli.remote import Verb
     from gridscore.client import Client
+    from gridscore.models import ModelVersion
     from gridscore.models.fit import fit_warnings
 
     async def main(grid: Grid) -> tuple[ModelVersion, list[str]]:
@@ -93,7 +97,11 @@ def _move(
             )
         return found, fit_warnings(await client.following(name, alias), found)
 
-    found, told = run_on(connection, main)
+    given: dict[str, Any] = {"alias": alias, "allow_changed_features": allow, "why": why}
+    given |= {} if version is None else {"version": version, "override": override}
+    words = ("models", name, "rollback" if version is None else "promote")
+    by = Verb("POST", words, given, made=lambda answer: (msgspec.convert(answer, ModelVersion), answer["warnings"]))
+    found, told = run_on(connection, main, by=by)
     print_warnings(told)
     if as_json:
         print_json({"alias": alias, **found.to_json()})
@@ -110,13 +118,14 @@ def alias_(
     allow_changed_features: AllowChanged = False,
     why: Why = "",
     override: Override = "",
-    connection: Connection,
+    connection: Reach,
     as_json: Json = False,
 ) -> None:
     """Point an alias at a version, as `promote` does, or remove it.
 
     Example: [bold]gridscore model alias late challenger --remove[/]
     """
+    from gridscore.cli.remote import Verb
     from gridscore.client import Client
 
     if (version is None) is not remove:
@@ -126,7 +135,8 @@ def alias_(
             name, version, alias, connection, allow=allow_changed_features, why=why, override=override, as_json=as_json
         )
         return
-    run_on(connection, lambda grid: Client(grid).remove_alias(name, alias, why=why))
+    by = Verb("DELETE", ("models", name, "aliases", alias), query={"why": why})
+    run_on(connection, lambda grid: Client(grid).remove_alias(name, alias, why=why), by=by)
     if as_json:
         print_json({"removed": {"name": name, "alias": alias}})
         return
@@ -139,7 +149,7 @@ def check(
     version: Annotated[int, typer.Option(help="The version to judge.", min=1, show_default=False)],
     alias: Annotated[str, typer.Option(help="The alias that it would get.")] = "champion",
     allow_python: AllowPython = None,  # noqa: ARG001 -- its callback does it
-    connection: Connection,
+    connection: Reach,
     as_json: Json = False,
 ) -> None:
     """Ask the gates of the jobs that follow an alias whether a version would pass; nothing is changed.
@@ -148,37 +158,48 @@ def check(
 
     Example: [bold]gridscore model check late --version 3[/]
     """
+    from gridscore.cli.remote import Verb
     from gridscore.client import Client
     from gridscore.errors import GateError
 
-    found = run_on(connection, lambda grid: Client(grid).check_model(name, version, alias))
-    passed = all(verdict.passed for verdicts in found.values() for verdict in verdicts)
-    if as_json:
+    async def main(grid: Grid) -> dict[str, Any]:
+        found = await Client(grid).check_model(name, version, alias)
+        passed = all(verdict.passed for verdicts in found.values() for verdict in verdicts)
         jobs = {job: [verdict.to_json() for verdict in verdicts] for job, verdicts in found.items()}
-        print_json({"name": name, "version": version, "alias": alias, "passed": passed, "jobs": jobs})
+        return {"passed": passed, "jobs": jobs}
+
+    by = Verb("GET", ("models", name, "check"), query={"version": version, "alias": alias})
+    found = run_on(connection, main, by=by)
+    if as_json:
+        print_json({"name": name, "version": version, "alias": alias, **found})
     else:
         rows = [
-            (job, verdict.gate, "passed" if verdict.passed else "FAILED", verdict.text)
-            for job, verdicts in found.items()
+            (job, verdict["gate"], "passed" if verdict["passed"] else "FAILED", verdict["text"])
+            for job, verdicts in found["jobs"].items()
             for verdict in verdicts
         ]
         print_table(
             ("JOB", "GATE", "VERDICT", "WHY"), rows, empty="No job that follows this alias has gates: it would pass."
         )
-    if not passed:
+    if not found["passed"]:
         raise typer.Exit(GateError.exit_code)
 
 
-def rollout(job: JobName, *, connection: Connection, as_json: Json = False) -> None:
+def rollout(job: JobName, *, connection: Reach, as_json: Json = False) -> None:
     """Show which worker of a job scores with which version of its model, and why one is behind.
 
     A worker that cannot use a version goes on with the one that it has.
 
     Example: [bold]gridscore model rollout flights[/]
     """
+    import msgspec
+
+    from gridscore.cli.remote import Verb
+    from gridscore.operations.rollout import Rollout
     from gridscore.operations.rollout import rollout as look
 
-    found = ask(connection, lambda grid: look(grid, job))
+    by = Verb("GET", ("jobs", job, "rollout"), made=lambda answer: msgspec.convert(answer, Rollout))
+    found = ask(connection, lambda grid: look(grid, job), by=by)
     if as_json:
         print_json(found.to_json())
         return
@@ -191,19 +212,22 @@ def rollout(job: JobName, *, connection: Connection, as_json: Json = False) -> N
     print_table(columns, rows, empty="No worker takes part in it; `gridscore worker` starts one.")
 
 
-def log(name: ModelName, *, connection: Connection, as_json: Json = False) -> None:
+def log(name: ModelName, *, connection: Reach, as_json: Json = False) -> None:
     """Show what was done with a model, by whom and why, the latest last; the last 200 entries are kept.
 
     Who did it is what the process says of itself: the name of its user and its host.
 
     Example: [bold]gridscore model log late[/]
     """
+    import msgspec
+
+    from gridscore.cli.remote import Verb
     from gridscore.models import Registry
+    from gridscore.models.record import Entry
 
-    entries = ask(connection, lambda grid: Registry(grid).log(name))
+    by = Verb("GET", ("models", name, "log"), made=lambda answer: msgspec.convert(answer, list[Entry]))
+    entries = ask(connection, lambda grid: Registry(grid).log(name), by=by)
     if as_json:
-        import msgspec
-
         print_json([msgspec.to_builtins(entry) for entry in entries])
         return
     rows = [(e.at[:19].replace("T", " "), e.by, e.action, _what(e), _why(e)) for e in entries]

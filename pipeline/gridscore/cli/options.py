@@ -20,6 +20,7 @@ from gridscore.errors import SettingsError, UsageError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 
+    from gridscore.cli.remote import Verb
     from gridscore.grid import Grid, GridSettings
 
 _ANSWER_SECONDS, _TIMES = 15.0, 4
@@ -151,9 +152,32 @@ class Connection(NamedTuple):
     members: list[str] | None = None
     cluster_name: str | None = None
     settings: Path | None = None
+    server: str | None = None
+
+    @property
+    def by_server(self) -> str | None:
+        """The server that is to be asked, if one is; members that are named go before one of the environment."""
+        named = any((self.members, self.cluster_name, self.settings))
+        if self.server and named:
+            raise UsageError("--server and members are both given.", "Give one of them: a server knows its cluster.")
+        return self.server or (None if named else os.environ.get("GRIDSCORE_SERVER")) or None
 
 
 _CONNECTION = {"members": Members, "cluster_name": ClusterName, "settings": SettingsFile}
+
+ServerAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        help="Ask `gridscore serve` there, rather than the members. Else GRIDSCORE_SERVER. The key: GRIDSCORE_KEY, or "
+        "in the file GRIDSCORE_KEY_FILE; authority of its certificate: the file GRIDSCORE_SERVER_CA.",
+        rich_help_panel="Connection",
+    ),
+]
+
+# The connection of a command that control has, too.
+Reach = Annotated[Connection, ServerAddress]
 
 
 def with_connection(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -161,14 +185,16 @@ def with_connection(command: Callable[..., Any]) -> Callable[..., Any]:
     parameters = dict(inspect.signature(command, eval_str=True).parameters)
     if "connection" not in parameters:
         return command
+    served = parameters["connection"].annotation is not Connection
+    offered = {**_CONNECTION, "server": ServerAddress} if served else _CONNECTION
 
     def expanded(**given: Any) -> Any:
-        connection = Connection(*(given.pop(f"connection_{name}") for name in _CONNECTION))
+        connection = Connection(*(given.pop(f"connection_{name}") for name in offered))
         return command(**given, connection=connection)
 
     options = [
         inspect.Parameter(f"connection_{name}", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in _CONNECTION.items()
+        for name, annotation in offered.items()
     ]
     order = [new for name, each in parameters.items() for new in (options if name == "connection" else [each])]
     expanded.__signature__ = inspect.Signature(order)  # type: ignore[attr-defined]
@@ -211,6 +237,10 @@ def grid_settings(connection: Connection) -> GridSettings:
             )
         os.environ["GRIDSCORE_CONFIG"] = str(file)
     named = GridSettings.load(members=connection.members, cluster_name=connection.cluster_name)
+    if connection.by_server and (connection.server or not named.members):
+        from gridscore.cli.remote import needs_members
+
+        raise needs_members()
     found = or_local_cluster(named)
     if not named.members:
         where = ", ".join(found.members) or DEFAULT_ADDRESS
@@ -266,12 +296,19 @@ async def _tell_of_silence(grid: Grid) -> None:
 
 
 def run_on(
-    connection: Connection, work: Callable[[Grid], Coroutine[Any, Any, _T]], *, tells_of_silence: bool = False
+    connection: Connection,
+    work: Callable[[Grid], Coroutine[Any, Any, _T]],
+    *,
+    tells_of_silence: bool = False,
+    by: Verb | None = None,
 ) -> _T:
-    """Connect, and run the work of a command to its end.
+    """Connect, and run the work of a command to its end; or have a server do it, `by` a verb of control.
 
     `tells_of_silence`: whether the work itself says that members do not answer.
     """
+    if by is not None and (server := connection.by_server):
+        answer: _T = by.ask(server)
+        return answer
 
     async def main() -> _T:
         async with (connected if tells_of_silence else working)(connection) as grid:
@@ -281,12 +318,18 @@ def run_on(
     return result
 
 
-def ask(connection: Connection, question: Callable[[Grid], Coroutine[Any, Any, _T]], *, times: float = _TIMES) -> _T:
+def ask(
+    connection: Connection,
+    question: Callable[[Grid], Coroutine[Any, Any, _T]],
+    *,
+    times: float = _TIMES,
+    by: Verb | None = None,
+) -> _T:
     """Connect, and ask: unlike work, a question is given up where a member does not answer.
 
     `times`: for how many times 15 seconds it may take while all members answer.
     """
-    return run_on(connection, lambda grid: answered(grid, question(grid), times), tells_of_silence=True)
+    return run_on(connection, lambda grid: answered(grid, question(grid), times), tells_of_silence=True, by=by)
 
 
 async def answered(grid: Grid, asking: Awaitable[_T], times: float = _TIMES) -> _T:

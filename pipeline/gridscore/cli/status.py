@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gridscore.cli.options import Connection, Json, answered, job_names, run_on
+from gridscore.cli.options import Json, Reach, answered, job_names, run_on
 from gridscore.cli.output import console, errors, print_json, safe
 from gridscore.errors import UsageError
-from gridscore.texts import count_text, duration_text, milliseconds_text, with_moments
+from gridscore.texts import with_moments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from gridscore.grid import Grid
     from gridscore.grid.heap import MemberHeap
     from gridscore.operations.flow import Flow, FlowObserver, History
     from gridscore.operations.health import Finding
-    from gridscore.operations.sink_status import SinkStatus
-    from gridscore.operations.status import JobStatus
-    from gridscore.sources.status import SourceStatus
 
 UNHEALTHY = 10  # exit code when something is not well; those of errors are lower
-_WORTH_SHOWING = 0.0005
-_COUNTS = {"lost": "lost", "regressions": "regressions", "dead_letters": "dead letters", "rescued": "rescued"}
 
 
 def status(
@@ -46,7 +41,7 @@ def status(
         ),
     ] = 10.0,
     acknowledge: Annotated[bool, typer.Option("--acknowledge", help="Acknowledge the losses of JOB so far.")] = False,
-    connection: Connection,
+    connection: Reach,
     as_json: Json = False,
 ) -> None:
     """Say whether jobs, sources and sinks are well, and why not.
@@ -60,54 +55,91 @@ def status(
     if acknowledge and job is None:
         raise UsageError("--acknowledge is for one job.", "Name it: `gridscore status JOB --acknowledge`.")
 
-    from gridscore.job.life import OVER
-    from gridscore.operations.flow import GONE, INVALID, FlowObserver, History, to_json
+    from gridscore.cli.remote import Verb
+    from gridscore.operations.flow import FlowObserver, History, to_json
     from gridscore.operations.status import acknowledge as note
 
-    async def main(grid: Grid) -> tuple[History, Flow, dict[str, int]]:
+    async def main(grid: Grid) -> dict[str, Any]:
         observer, history = FlowObserver(grid, job), History()
         with errors.status(f"Looking for {seconds:g} s") if seconds else contextlib.nullcontext():
             flow = await _look(grid, observer, history, seconds)
-        if not acknowledge:
-            return history, flow, {}
-        numbers = await note(grid, flow.overview.jobs[0])
-        flow = await answered(grid, observer.look())
-        history.replace(flow)
-        return history, flow, numbers
+        noted = {}
+        if acknowledge:
+            noted = {"acknowledged": await note(grid, flow.overview.jobs[0])}
+            flow = await answered(grid, observer.look())
+            history.replace(flow)
+        findings = history.findings(late_seconds=late)
+        return {**with_moments({"healthy": findings.all_well, **to_json(flow, findings)}), **noted}
 
-    history, flow, acknowledged = run_on(connection, main, tells_of_silence=True)
-    findings = history.findings(late_seconds=late)
+    noted = {}
+    if acknowledge and connection.by_server:
+        answer = run_on(connection, main, by=Verb("POST", ("jobs", str(job), "acknowledge"), {}))
+        noted = {"acknowledged": answer}
+    value = {**run_on(connection, main, tells_of_silence=True, by=Verb("GET", ("status",), made=_only(job))), **noted}
     if as_json:
-        workers = [worker.id for worker in flow.overview.workers]
-        print_json(with_moments({"healthy": findings.all_well, **to_json(flow, findings), "workers": workers}))
+        value.pop("acknowledged", None)
+        print_json(value)
     else:
-        if acknowledged:
-            lost, regressions = acknowledged["lost"], acknowledged["regressions"]
-            unkept = f", {acknowledged['unkept']:,} without a dead letter" if acknowledged["unkept"] else ""
-            console.print(f"Acknowledged: {lost:,} lost, {regressions:,} regressions{unkept}.")
-        for source in flow.sources:
-            _show("source", source.name, source.state, _source_lines(source), findings.sources[source.name])
-        for each in flow.overview.jobs:
-            name = each.record.name
-            over = each.state in OVER  # what is over for good is neither well nor not
-            _show("", name, each.state.value, _job_lines(each), findings.jobs[name], unjudged=over)
-        for name in flow.gone:
-            _show("", name, GONE, (), findings.jobs[name])
-        for sink in flow.sinks:
-            _show("sink", sink.record.name, sink.state, _sink_lines(sink), findings.sinks[sink.record.name])
-        for place, found in findings.records.items():
-            _show("record", place, INVALID, (), found)
-        for name, found in findings.maps.items():
-            _show("map", name, "unread", (), found)
-        _show_members(flow.heaps, findings.members)
-        for backup in flow.backups:
-            error = f", and the last look failed: {backup.error}" if backup.error else ""
-            mark = "[yellow]late[/], " if backup.is_late else ""
-            console.print(f"backup to [bold]{safe(backup.to)}[/]: {mark}{backup.text}{safe(error)}")
-        if not flow.has_jobs:
-            console.print("No jobs. `gridscore submit FILE` submits one.")
-    if not findings.all_well:
+        _print(value)
+    if not value["healthy"]:
         raise typer.Exit(UNHEALTHY)
+
+
+def _only(job: str | None) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Of what a server says of all, what is of a job, the sources of its events and the sinks of its results."""
+
+    def only(value: dict[str, Any]) -> dict[str, Any]:
+        from gridscore.errors import JobNotFoundError
+
+        if job is None:
+            return value
+        found = next((each for each in value["jobs"] if each["name"] == job), None)
+        if found is None:
+            raise JobNotFoundError(f"There is no job `{job}`.", "`gridscore jobs` lists them.")
+        sources = [each for each in value["sources"] if each["map"] == found.get("events_map")]
+        sinks = [each for each in value["sinks"] if each["map"] == found.get("results_map")]
+        kept = {**value, "jobs": [found], "sources": sources, "sinks": sinks, "maps": []}
+        judged = [*sources, *sinks, found, value["members"], *value["bad_records"]]
+        return {**kept, "healthy": all(each["healthy"] for each in judged)}
+
+    return only
+
+
+def _print(value: dict[str, Any]) -> None:
+    from gridscore.grid.heap import MemberHeap
+    from gridscore.job.life import OVER
+    from gridscore.operations.flow import INVALID
+
+    if acknowledged := value.get("acknowledged"):
+        lost, regressions = acknowledged["lost"], acknowledged["regressions"]
+        unkept = f", {acknowledged['unkept']:,} without a dead letter" if acknowledged["unkept"] else ""
+        console.print(f"Acknowledged: {lost:,} lost, {regressions:,} regressions{unkept}.")
+    for each in value["sources"]:
+        _show("source", each["name"], each["state"], each["lines"], _findings(each))
+    for each in value["jobs"]:
+        if each["state"] != INVALID:  # it is among the bad records
+            over = each["state"] in OVER  # what is over for good is neither well nor not
+            _show("", each["name"], each["state"], each.get("lines", ()), _findings(each), unjudged=over)
+    for each in value["sinks"]:
+        _show("sink", each["name"], each["state"], each["lines"], _findings(each))
+    for each in value["bad_records"]:
+        _show("record", f"{each['map']} {each['key']}", INVALID, (), _findings(each))
+    for each in value["maps"]:
+        _show("map", each["name"], "unread", (), _findings(each))
+    heaps = [{name: of for name, of in heap.items() if name != "share"} for heap in value["members"]["heaps"]]
+    _show_members([MemberHeap(**heap) for heap in heaps], _findings(value["members"]))
+    for each in value["backups"]:
+        error = f", and the last look failed: {each['error']}" if each["error"] else ""
+        mark = "[yellow]late[/], " if each["late"] else ""
+        console.print(f"backup to [bold]{safe(each['to'])}[/]: {mark}{safe(each['text'])}{safe(error)}")
+    if not value["jobs"]:
+        console.print("No jobs. `gridscore submit FILE` submits one.")
+
+
+def _findings(value: dict[str, Any]) -> list[Finding]:
+    from gridscore.operations.health import Finding, Level
+
+    return [Finding(Level(each["level"]), each["code"], each["text"], each["advice"]) for each in value["findings"]]
 
 
 async def _look(grid: Grid, observer: FlowObserver, history: History, seconds: float) -> Flow:
@@ -121,59 +153,6 @@ async def _look(grid: Grid, observer: FlowObserver, history: History, seconds: f
         if left <= 0:
             return flow
         await asyncio.sleep(min(1.0, left))
-
-
-def _job_lines(status: JobStatus) -> Iterable[str]:
-    from gridscore.operations.health import shares_text
-
-    record, totals = status.record, status.totals
-    lag = "unknown" if status.lag is None else f"{status.lag:,}"
-    versions = ", ".join(f"v{version}" for version in status.versions) or "(no version scores)"
-    # When workers that are gone committed last is unknown.
-    never = "never" if status.workers else "-"
-    commit = never if status.commit_age is None else f"{duration_text(status.commit_age)} ago"
-    owned = f"{status.partitions} of {len(status.positions) or '?'} partitions owned"
-    workers = count_text(status.workers, "worker")
-    p99 = milliseconds_text(status.latency_ms["p99"])
-    yield f"{workers}, {owned}, model {record.job.model.name} {versions}"
-    yield f"{totals['rate']:,.0f} events/s, lag {lag}, p99 {p99}, last commit {commit}"
-    yield ", ".join(f"{totals[key]:,.0f} {name}" for key, name in _COUNTS.items())
-    if record.job.windows:
-        where = f" (in `{record.job.late}`)" if record.job.late is not None else ""
-        begun = f"{totals['broken_states']:,.0f} states of windows begun anew"
-        yield f"{totals['late']:,.0f} late for windows{where}, {begun}"
-    if record.job.result.reasons is not None:
-        yield f"{totals['explained']:,.0f} results with reasons, {totals['unexplained']:,.0f} without for lack of time"
-    if lacking := [f"{kind} {shares_text(shares)}" for kind, shares in _lacking(status)]:
-        yield f"of the last {status.quality.events:,} events counted: {'; '.join(lacking)}"
-    if status.experiment is not None:
-        yield status.experiment.text
-    if (certificate := status.certificate) is not None:
-        yield f"parity with offline: {certificate.text}, {certificate.at[:16].replace('T', ' ')} UTC"
-
-
-def _lacking(status: JobStatus) -> Iterable[tuple[str, dict[str, float]]]:
-    for kind, shares in status.quality.shares().items():
-        if some := {name: share for name, share in shares.items() if share >= _WORTH_SHOWING}:
-            yield kind.replace("_", " "), some
-
-
-def _source_lines(status: SourceStatus) -> Iterable[str]:
-    yield f"{status.kind} to {status.map}, {count_text(len(status.processes), 'process', 'processes')}"
-    if status.processes:
-        yield (
-            f"{status.rate:,.0f} events/s, {status.events:,} events, {status.dead_letters:,} dead letters, waited "
-            f"{status.waited:,.1f} s for room"
-        )
-
-
-def _sink_lines(status: SinkStatus) -> Iterable[str]:
-    lag = "unknown" if status.lag is None else f"{status.lag:,}"
-    yield f"{status.record.map} to {status.record.kind}, {count_text(len(status.processes), 'process', 'processes')}"
-    yield (
-        f"{status.rate:,.0f} results/s, lag {lag}, {status.partitions} of {len(status.positions) or '?'} partitions "
-        f"owned, {status.lost:,} lost, {status.dead_letters:,} dead letters"
-    )
 
 
 def _show_members(heaps: Sequence[MemberHeap], findings: Sequence[Finding]) -> None:

@@ -172,7 +172,7 @@ def command_of(jobs: str | None, lease: float, connection: Connection, allow_pyt
     command = [sys.executable, *own_path, "-m", "gridscore.cli", *verbose, "worker", "--leashed", "--lease", str(lease)]
     if is_json():
         command += ["--log-format", Format.JSON]
-    members, cluster_name, settings = connection
+    members, cluster_name, settings, _ = connection
     given = {"--jobs": jobs, "--allow-python": allow_python, "--cluster-name": cluster_name, "--settings": settings}
     for option, value in given.items():
         if value is not None:

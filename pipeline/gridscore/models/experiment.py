@@ -439,6 +439,6 @@ class Standing(NamedTuple):
         """For scripts."""
         made: dict[str, Any] = {**self.experiment.to_json(), "share": self.experiment.share}
         made |= {"variants": self.variants, "nobodys": self.counts.nobodys, "unseen": self.counts.unseen}
-        made["waits"] = self.waits
+        made |= {"waits": self.waits, "text": self.text}
         made["labels"] = msgspec.to_builtins(self.experiment.outcomes)
         return {**made, "outcomes": self.outcomes, "compared": [each._asdict() for each in self.compared()]}

@@ -22,11 +22,12 @@ from gridscore.operations.health import LATE_SECONDS, Finding, Level, Look, exam
 from gridscore.operations.plug_health import examine_sink, examine_source
 from gridscore.operations.sink_status import sink_statuses
 from gridscore.operations.status import Observer
+from gridscore.operations.status_lines import job_lines, sink_lines, source_lines
 from gridscore.sources.status import source_statuses
-from gridscore.texts import count_text
+from gridscore.texts import count_text, with_moments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from gridscore.errors import BadRecord
     from gridscore.grid import Grid
@@ -282,22 +283,32 @@ def to_json(flow: Flow, findings: Findings) -> dict[str, Any]:
             **_judged(findings.members),
         },
         "maps": [{"name": name, **_judged(found)} for name, found in findings.maps.items()],
-        "sources": [_with(each, findings.sources[each.name]) for each in flow.sources],
-        "jobs": [_with(each, findings.jobs[each.record.name]) for each in flow.overview.jobs]
+        "sources": [_with(each, source_lines(each), findings.sources[each.name]) for each in flow.sources],
+        "jobs": [_with(each, job_lines(each), findings.jobs[each.record.name]) for each in flow.overview.jobs]
         + [{"name": name, "state": GONE, **_judged(findings.jobs[name])} for name in flow.gone]
         + [{"name": bad.key, "state": INVALID, **_judged(findings.records[_place(bad)])} for bad in flow.invalid],
-        "sinks": [_with(each, findings.sinks[each.record.name]) for each in flow.sinks],
-        "bad_records": [bad.to_json() for bad in flow.bad_records],
-        "backups": [{**msgspec.to_builtins(each), "late": each.is_late} for each in flow.backups],
+        "sinks": [_with(each, sink_lines(each), findings.sinks[each.record.name]) for each in flow.sinks],
+        "bad_records": [{**bad.to_json(), **_judged(findings.records[_place(bad)])} for bad in flow.bad_records],
+        "backups": [{**msgspec.to_builtins(each), "late": each.is_late, "text": each.text} for each in flow.backups],
+        "workers": [worker.id for worker in flow.overview.workers],
     }
+
+
+def jobs_json(flow: Flow) -> list[Any]:
+    """The jobs alone, without findings, for scripts."""
+    gone = [{"name": name, "state": GONE, "error": orphaned(name).text} for name in flow.gone]
+    invalid = [{"name": each.key, "state": INVALID, "error": str(each)} for each in flow.invalid]
+    return list(with_moments([*(each.to_json() for each in flow.overview.jobs), *gone, *invalid]))
 
 
 def _place(bad: BadRecord) -> str:
     return f"{bad.map_name} {bad.key}"
 
 
-def _with(status: SourceStatus | JobStatus | SinkStatus, findings: Sequence[Finding]) -> dict[str, Any]:
-    return {**status.to_json(), **_judged(findings)}
+def _with(
+    status: SourceStatus | JobStatus | SinkStatus, lines: Iterable[str], findings: Sequence[Finding]
+) -> dict[str, Any]:
+    return {**status.to_json(), "lines": list(lines), **_judged(findings)}
 
 
 def _judged(findings: Sequence[Finding]) -> dict[str, Any]:

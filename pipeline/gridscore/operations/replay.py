@@ -61,11 +61,11 @@ class Replayed:
     refusal: str = ""  # why it was not replayed; empty if it was
 
 
-def summary(done: Sequence[Replayed]) -> dict[str, Any]:
+def summary(done: Sequence[Replayed], *, of_job: bool) -> dict[str, Any]:
     """How many were replayed, and which were not, by their IDs; for scripts."""
     refused = sorted((each for each in done if each.refusal), key=lambda each: each.id)
     plain = [{"id": each.id, "key": each.key, "reason": each.refusal} for each in refused]
-    return {"replayed": len(done) - len(refused), "refused": plain}
+    return {"replayed": len(done) - len(refused), "refused": plain, "what": "events" if of_job else "results"}
 
 
 async def letter_ids(grid: Grid, job: str) -> list[str]:

@@ -493,3 +493,26 @@ async def _stage(grid: Grid, record: JobRecord) -> tuple[tuple[Position, ...], i
     leases = await read_records(grid, subscription.group)
     known, _ = await positions(grid, subscription, leases)
     return known or (), sum(lease.lost for lease in leases.values())
+
+
+def replay_figures(before: JobStatus, place: str) -> dict[str, int]:
+    """How many events a restart reads, scores again and leaves out, by what the journal holds now.
+
+    For a time they are upper limits: the journal knows no times.
+    """
+    unread = before.lag or 0
+    if place == "latest":
+        return {"to_read": 0, "scored_again": 0, "left_out": unread}
+    if place == "committed":
+        return {"to_read": unread, "scored_again": 0, "left_out": 0}
+    held = sum(position.held for position in before.positions)
+    return {"to_read": held, "scored_again": held - unread, "left_out": 0}
+
+
+async def restarted(grid: Grid, name: str, place: str) -> dict[str, Any]:
+    """Restart a job from another place; what it is now, how much it reads, and how many workers there are for it."""
+    jobs = Jobs(grid)
+    before = await job_status(grid, await jobs.get(name))
+    record = await jobs.restart(name, place)
+    figures = replay_figures(before, place)
+    return {**record.in_brief, "from": place, **figures, "workers": before.workers or before.idle_workers}

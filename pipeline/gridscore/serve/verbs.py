@@ -6,10 +6,11 @@ made of it; the buttons of the dashboard are verbs, too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from fastapi import Body, Path, Query
+from hazelcast.errors import HazelcastError
 
 from gridscore.client import Client
 from gridscore.dead_letters.letters import Listed, get_letter, job_of, list_letters
@@ -19,13 +20,14 @@ from gridscore.job.life import OVER
 from gridscore.job.types import seconds_of
 from gridscore.keys import Keys, Role
 from gridscore.models import Registry
+from gridscore.models.certificates import certificates_of
 from gridscore.models.fit import fit_warnings, promotion_problems
 from gridscore.operations.actions import MAX_WHY, ActionLog
-from gridscore.operations.flow import to_json
+from gridscore.operations.flow import FlowObserver, jobs_json, to_json
 from gridscore.operations.removal import Choice, Removed, remove
 from gridscore.operations.replay import letter_ids, replay, summary
 from gridscore.operations.rollout import rollout
-from gridscore.operations.status import Observer, acknowledge, job_status, living_workers
+from gridscore.operations.status import acknowledge, job_status, living_workers, restarted
 from gridscore.scoring.audit import audit
 from gridscore.scoring.preparation import warnings
 from gridscore.scoring.superseded import superseded
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from gridscore.grid import Grid
+    from gridscore.models import ModelVersion
     from gridscore.serve.observation import Observation
     from gridscore.serve.sessions import Visit
 
@@ -69,6 +72,9 @@ MAX_LETTERS = 4 << 20  # bytes of dead letters in a list; their texts make it up
 
 class NotPermittedError(GridscoreError):
     """The key is not for this."""
+
+
+_T = TypeVar("_T")
 
 
 class Asked(NamedTuple):
@@ -118,7 +124,7 @@ async def get_status(asked: Asked) -> Any:
 
 async def get_jobs(asked: Asked) -> Any:
     """The jobs of the cluster."""
-    return with_moments([each.to_json() for each in (await Observer(asked.grid).look()).jobs])
+    return jobs_json(await FlowObserver(asked.grid).look())
 
 
 async def get_workers(asked: Asked) -> Any:
@@ -166,14 +172,17 @@ async def cancel_job(asked: Asked, job: Name, given: Act = Act()) -> Any:  # noq
 
 async def restart_job(asked: Asked, job: Name, given: Restart = Restart()) -> Any:  # noqa: B008
     """Restart a job from another place in the journal. Each request is a restart."""
-    return await _move(asked, job, lambda name: Jobs(asked.grid).restart(name, given.begin))
+    return {**await restarted(asked.grid, job, given.begin), "changed": True}
 
 
 async def rollback_job(asked: Asked, job: Name, given: Act = Act()) -> Any:  # noqa: B008
     """Undo the last update of a job, and the version that went live with it. A second one undoes the first."""
     record = await Jobs(asked.grid).get(job)
     asked.need(record.job.model.name)
-    return await _move(asked, job, lambda name: asked.client.rollback(name, why=asked.why(given.why)))
+    after = await asked.client.rollback(job, why=asked.why(given.why))
+    version = await _told(asked.client.version_of(after.job, after.release))
+    which = {"version": version and version.version, "model": version and version.name}
+    return {**_moved(job, record, after), **which}
 
 
 async def wipe_job(
@@ -247,8 +256,10 @@ async def get_models(asked: Asked) -> Any:
 
 
 async def get_model(asked: Asked, model: Name) -> Any:
-    """A model with its versions and aliases."""
-    return (await Registry(asked.grid).get(model)).to_json()
+    """A model with its versions, aliases, and parity certificates."""
+    found = await Registry(asked.grid).get(model)
+    parity = [each.to_json() for each in await certificates_of(asked.grid) if each.model == model]
+    return {**found.to_json(), "parity": parity}
 
 
 async def get_model_log(asked: Asked, model: Name) -> Any:
@@ -295,15 +306,13 @@ async def push_model(
 async def promote_model(asked: Asked, model: Name, given: Promotion) -> Any:
     """Point an alias at a version: workers score with it within a second. The same again changes nothing."""
     _need_for_more(asked, model, given)
-    found = await asked.client.promote_model(model, **asked.options(given))
-    return {"alias": given.alias, **found.to_json()}
+    return await _pointed(asked, given.alias, await asked.client.promote_model(model, **asked.options(given)))
 
 
 async def rollback_model(asked: Asked, model: Name, given: Rollback = Rollback()) -> Any:  # noqa: B008
     """Point an alias where it pointed before."""
     _need_for_more(asked, model, given)
-    found = await asked.client.rollback_model(model, **asked.options(given))
-    return {"alias": given.alias, **found.to_json()}
+    return await _pointed(asked, given.alias, await asked.client.rollback_model(model, **asked.options(given)))
 
 
 async def remove_alias(asked: Asked, model: Name, alias: Name, why: Reason = "") -> Any:
@@ -362,7 +371,8 @@ async def replay_dead_letters(asked: Asked, name: Name, given: Replaying) -> Any
     await job_of(grid, name)
     wanted = await letter_ids(grid, name) if given.all else list(dict.fromkeys(given.ids))
     of_job = await find_sink(grid, name) is None
-    return summary([each async for each in replay(grid, name, wanted, force=given.force, of_job=of_job)])
+    done = [each async for each in replay(grid, name, wanted, force=given.force, of_job=of_job)]
+    return summary(done, of_job=of_job)
 
 
 async def discard_dead_letters(asked: Asked, name: Name, given: Discarding) -> Any:
@@ -478,6 +488,19 @@ def _moved(job: str, before: JobRecord | None, record: JobRecord | None) -> dict
         return {"name": job, "state": None, "revision": None, "changed": True}
     changed = before is None or (before.revision, before.state) != (record.revision, record.state)
     return {**record.in_brief, "changed": changed}
+
+
+async def _pointed(asked: Asked, alias: str, found: ModelVersion) -> dict[str, Any]:
+    following = await _told(asked.client.following(found.name, alias))
+    return {"alias": alias, **found.to_json(), "warnings": fit_warnings(following or {}, found)}
+
+
+async def _told(reading: Awaitable[_T]) -> _T | None:
+    """What is read once an action is done; None if that fails: an error would say that the action had failed."""
+    try:
+        return await reading
+    except (GridscoreError, HazelcastError):
+        return None
 
 
 async def _remove(
