@@ -189,7 +189,7 @@ def resolved(target: str, allowed: Collection[str]) -> Callable[..., Any]:
         raise FunctionError(f"The Python function `{target}` cannot be imported here: {why}.", _INSTALL) from error
     home = getattr(function, "__module__", None)
     if not callable(function) or not isinstance(home, str) or not _is_allowed(home, allowed):
-        what = f"is of `{home}`, which is not allowed" if callable(function) else "is no function"
+        what = f"is of `{home}`, which is not allowed" if callable(function) else "is not a function"
         raise FunctionError(
             f"`{target}` {what}.", f"Name a function that `{module}` defines itself; a `def` around another will do."
         )
@@ -197,7 +197,7 @@ def resolved(target: str, allowed: Collection[str]) -> Callable[..., Any]:
     return found
 
 
-def version_of(target: str) -> str:
+def distribution_of(target: str) -> str:
     """The distribution here that has a function, and its version; empty if there is none."""
     from importlib import metadata
 
@@ -209,14 +209,15 @@ def _distributions(module: str) -> list[str]:
     from importlib import metadata
 
     top = module.partition(".")[0]
-    # `packages_distributions` reads each line of each, in ten times the time.
-    inside = re.compile(rf"^{re.escape(top)}(/|\.py,)", re.MULTILINE)
+    # `packages_distributions` reads each line of each, in ten times the time. Several may share a namespace.
+    whole, first = (re.compile(rf"^{re.escape(path)}[/.]", re.MULTILINE) for path in (module.replace(".", "/"), top))
+    records = [(each.name, each.read_text("RECORD") or "", each) for each in metadata.distributions()]
+    if found := {name for name, record, _ in records if whole.search(record)}:
+        return sorted(found)
     return sorted(
-        {
-            each.name
-            for each in metadata.distributions()
-            if inside.search(each.read_text("RECORD") or "") or top in (each.read_text("top_level.txt") or "").split()
-        }
+        name
+        for name, record, each in records
+        if first.search(record) or top in (each.read_text("top_level.txt") or "").split()
     )
 
 

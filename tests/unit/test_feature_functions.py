@@ -31,6 +31,7 @@ from gridscore.features import (
     offline_matrix,
 )
 from gridscore.features.function_process import FunctionProcess
+from gridscore.function_calls import distribution_of
 from gridscore.group.reader import Cursor
 from gridscore.job import Job, parse_job
 from gridscore.models import loaded_from
@@ -372,7 +373,7 @@ async def test_nothing_is_called_that_nobody_has_allowed():
         ("acme_pricing.risky:gone", "cannot be imported here: AttributeError"),
         ("acme_pricing.broken:x", "No module named 'a_module_that_is_not_there'"),
         ("acme_pricing.risky:loads", "is of `json`, which is not allowed"),
-        ("acme_pricing.risky:BAD", "is no function"),
+        ("acme_pricing.risky:BAD", "is not a function"),
     ],
 )
 async def test_what_cannot_be_imported_is_told_alike_here_and_there(target, problem):
@@ -545,14 +546,17 @@ async def test_a_function_that_ends_its_process_for_every_event_is_told(monkeypa
     monkeypatch.setattr(function_process, "_LONGEST_PAUSE", 0.05)
     process = FunctionProcess(job := one("aborts"), {}, ["acme_pricing"])
     try:
-        events, failed = await process.apply(decoded(job, amounts(*[13] * 4)))
+        asked, told = asyncio.create_task(process.apply(decoded(job, amounts(*[13] * 4)))), set()
+        while not asked.done():
+            told.add(process.trouble)
+            await asyncio.sleep(0.005)
+        events, failed = await asked
         assert not events
         assert list(failed) == list(range(4))
-        assert process.trouble == (
-            "`acme_pricing.risky:aborts` has ended its process (SIGABRT), 9 times in a row; it is tried again"
-        )
+        ends = "`acme_pricing.risky:aborts` has ended its process (SIGABRT), 8 times in a row"
+        assert f"{ends}; its events become dead letters" in told
+        assert process.trouble == ""  # nothing waits any more
         assert not (await process.apply(decoded(job, amounts(1, 2))))[1]
-        assert process.trouble == ""
     finally:
         await process.close()
 
@@ -566,11 +570,30 @@ async def test_a_function_that_no_longer_answers_what_it_has_answered_makes_no_d
         for _ in range(2):
             with pytest.raises(FunctionError, match=r"does not start: SIGABRT\."):
                 await process.apply(decoded(job, amounts(3)))
-            assert "not answer as before: SIGABRT" in process.trouble
+            assert "no longer answers a call that it has answered: SIGABRT" in process.trouble
         mark.unlink()
         events, failed = await process.apply(decoded(job, amounts(3)))
         assert not failed
         assert made(job, events).ravel().tolist() == [6.0]
+        assert process.trouble == ""
+    finally:
+        await process.close()
+
+
+async def test_a_function_that_is_uninstalled_meanwhile_is_told_as_long_as_it_is(monkeypatch):
+    process = FunctionProcess(job := one("plain"), {}, ["acme_pricing"])
+    try:
+        await process.apply(decoded(job, amounts(1, 2)))
+        there = process.calls
+        gone = [call._replace(target="acme_pricing.gone:plain") for call in there]
+        monkeypatch.setattr(process, "calls", gone)
+        await process.close()
+        for _ in range(2):
+            with pytest.raises(FunctionError, match=r"No module named 'acme_pricing\.gone'"):
+                await process.apply(decoded(job, amounts(3)))
+            assert "No module named 'acme_pricing.gone'" in process.trouble
+        monkeypatch.setattr(process, "calls", there)
+        assert not (await process.apply(decoded(job, amounts(3))))[1]
         assert process.trouble == ""
     finally:
         await process.close()
@@ -850,6 +873,24 @@ def test_a_version_of_another_release_of_the_function_is_told(monkeypatch, tmp_p
     assert "(acme-pricing 1.2; here acme-pricing 1.3): the function may return other values." in warning
     other = job_of('x: {python: "acme_pricing.risky:raises", of: [amount]}', "{amount: float}")
     assert any("was trained on features other than those" in each for each in fit_warnings({"j": other}, version))
+
+
+def test_the_distribution_of_a_function_is_found_in_a_namespace_and_of_a_compiled_module(monkeypatch, tmp_path):
+    for name, file in (
+        ("acme_mail", "acme/mail/__init__.py"),
+        ("acme_prices", "acme/prices.py"),
+        ("fastrisk", "fastrisk.cpython-313-x86_64-linux-gnu.so"),
+        ("fastrisk_more", "fastrisk_more.py"),
+    ):
+        folder = tmp_path / f"{name}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (folder / "RECORD").write_text(f"{file},,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert distribution_of("acme.prices:risk") == "acme_prices 1.0"
+    assert distribution_of("acme.mail.text:risk") == "acme_mail 1.0, acme_prices 1.0"
+    assert distribution_of("acme.mail:risk") == "acme_mail 1.0"
+    assert distribution_of("fastrisk:risk") == "fastrisk 1.0"
 
 
 def checked(path, *words):

@@ -272,7 +272,7 @@ class _Scaler:
         self._observer = Observer(grid, job)
         self._memory: Memory | None = None
         self._said = ""
-        self._said_late = False  # of the present shortage of workers
+        self._said_missing = 0  # the most workers that were said to be missing in the present shortage
         self._said_target: int | None = None  # of a change that is still to be made
         self._pause = self._due = 0.0  # after one that failed
 
@@ -311,11 +311,12 @@ class _Scaler:
             self._said_target = decision.target
         elif waits:
             self.say(f"The number of workers stays at {decision.target}: {decision.why}.")
-        elif (late := after.late(policy, load)) and not self._said_late:
+        elif (late := after.late(policy, load)) and (missing := after.target - load.workers) > self._said_missing:
             self.say(f"{late}.")
-            self._said_late = True
+            self._said_missing = missing
         # Workers without enough of a processor come and go; that is not said each time.
-        self._said_late &= after.short is not None
+        if after.short is None:
+            self._said_missing = 0
         if not await self._scaled(decision.target, overview):
             if changed:
                 return  # as if it had not been decided

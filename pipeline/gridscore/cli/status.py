@@ -129,7 +129,7 @@ def _print(value: dict[str, Any]) -> None:
     heaps = [{name: of for name, of in heap.items() if name != "share"} for heap in value["members"]["heaps"]]
     _show_members([MemberHeap(**heap) for heap in heaps], _findings(value["members"]))
     for each in value["backups"]:
-        error = f", and the last look failed: {each['error']}" if each["error"] else ""
+        error = f"; the last look: {each['error']}" if each["error"] else ""
         mark = "[yellow]late[/], " if each["late"] else ""
         console.print(f"backup to [bold]{safe(each['to'])}[/]: {mark}{safe(each['text'])}{safe(error)}")
     if not value["jobs"]:

@@ -124,7 +124,12 @@ class LetterWriter:
         """Return when no more than `MOST_UNDER_WAY` is under way."""
         while self._under_way > MOST_UNDER_WAY:
             self._less_under_way.clear()
-            await self._less_under_way.wait()
+            try:
+                async with asyncio.timeout(SAY_SECONDS):
+                    await self._less_under_way.wait()
+            except TimeoutError:
+                text = "%s waits: %d MiB of dead letters are not confirmed. `gridscore doctor` says which member hangs"
+                _log.warning(text, self._name, self._under_way >> 20, extra={"action": "dead_letters_wait"})
 
     def places(self, letters: Iterable[DeadLetter]) -> list[Place]:
         """Letters by the partition that they go to; of several with one ID, the last. For `put_in`, at once."""

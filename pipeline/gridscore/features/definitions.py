@@ -17,7 +17,7 @@ from gridscore.features import maths
 from gridscore.features.baseline import Baseline  # noqa: TC001 -- msgspec reads the annotations
 from gridscore.features.encodings import Encoding  # noqa: TC001 -- msgspec reads the annotations
 from gridscore.features.program import returned_by
-from gridscore.function_calls import version_of
+from gridscore.function_calls import distribution_of
 from gridscore.job import zones
 from gridscore.job.check import compile_features, compile_keys, compile_margin
 from gridscore.job.nodes import find
@@ -210,7 +210,7 @@ def _machine(nodes: Sequence[Node], *, decays: bool) -> dict[str, str]:
     if any(find(node, "local") for node in nodes):
         found["time zone release"] = zones.release()
     for target in sorted({str(node.value[0]) for node in returned_by(nodes)}):  # type: ignore[index]
-        if version := version_of(target):
+        if version := distribution_of(target):
             found[f"distribution of `{target}`"] = _kept(version)
     return found
 

@@ -28,11 +28,11 @@ from gridscore.function_calls import (
     Failure,
     Question,
     Start,
+    distribution_of,
     encode,
     packed,
     reply_of,
     require_allowed,
-    version_of,
 )
 
 if TYPE_CHECKING:
@@ -46,21 +46,18 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-MEMORY = 2 << 30
-"""Bytes of data that the process may have."""
+MEMORY = 2 << 30  # bytes of data that the process may have
 
 MOST_ROWS = 4_096
-MOST_BYTES = 256 << 20
-"""Of a message."""
-TICK = 0.25
-"""Seconds between looks at a call that lasts."""
-ILL_AFTER = 8
-"""Ends in a row, without an answer between, after which something is wrong with more than a few events."""
+MOST_BYTES = 256 << 20  # bytes of a message at most
+TICK = 0.25  # seconds between looks at a call that lasts
+ILL_AFTER = 8  # ends in a row, without an answer between, after which something is wrong with more than a few events
 START_SECONDS = 300.0
-WAIT_SECONDS = 30.0
-"""That a call may sleep, or wait for something."""
+WAIT_SECONDS = 30.0  # seconds that a call may sleep or wait
+_WAITING = (psutil.STATUS_SLEEPING, psutil.STATUS_IDLE, psutil.STATUS_DISK_SLEEP)
 _PARTS = 64  # a new process costs as much as hundreds of calls
 _LONGEST_PAUSE = 10.0
+_END_SECONDS = 10.0
 _MOST_WARMING = 16 << 20  # bytes of a question that is kept to be repeated
 # Processes that an event alone may end; more if another process, or the system for lack of memory, may have done it.
 _TRIES, _TRIES_FROM_OUTSIDE = 2, 3
@@ -93,6 +90,7 @@ class FunctionProcess(Functions):
         self.most = [MOST_ROWS] * len(self.calls)
         # Why it does not get on; empty if it does.
         self.trouble = ""
+        self._is_stopped = False
         self._process: asyncio.subprocess.Process | None = None
         self._watching: asyncio.Task[None] | None = None
         self._ended = 0  # times in a row, without an answer between
@@ -113,8 +111,8 @@ class FunctionProcess(Functions):
         """
         async with self._asking:
             await self._started()
-        # Which distributions have them is asked later, where the worker's loop would wait for the answer.
-        await asyncio.gather(*(asyncio.to_thread(version_of, call.target) for call in self.calls))
+        # Who asks later which distributions have them finds it known, and the worker's loop does not wait.
+        await asyncio.to_thread(lambda: [distribution_of(call.target) for call in self.calls])
 
     async def apply(self, events: EventColumns) -> Applied:
         """Call the functions for these events.
@@ -128,6 +126,8 @@ class FunctionProcess(Functions):
                 try:
                     request = steps.send(answer)  # type: ignore[arg-type]
                 except StopIteration as end:
+                    if not self._is_stopped:
+                        self.trouble = ""  # nothing waits: what it could not do is rejected
                     result: Applied = end.value
                     return result
                 answer = await self._answer(request)
@@ -140,7 +140,7 @@ class FunctionProcess(Functions):
         number, call, arrays, rows, is_alone = request
         try:
             message = encode(Question(number, rows, list(map(packed, arrays))))
-        except ValueError as error:  # half of a surrogate pair is no text
+        except ValueError as error:  # half of a surrogate pair is not text
             return Failure(f"was not called: {error}")
         if len(message) > MOST_BYTES:
             return Failure(f"was not called: what it takes is more than {MOST_BYTES:,} bytes")
@@ -190,8 +190,9 @@ class FunctionProcess(Functions):
         elif isinstance(error, ValueError):
             why = f"was not understood, and its process was ended: {error}"
         if self._ended >= ILL_AFTER:
-            self.trouble = f"`{call.target}` {why}, {self._ended} times in a row; it is tried again"
-        _log.warning("%s: `%s` %s", self._job, call.target, why, extra={"action": "function_ended"})
+            self.trouble = f"`{call.target}` {why}, {self._ended} times in a row; its events become dead letters"
+        if self._ended <= ILL_AFTER:  # `trouble` says the rest
+            _log.warning("%s: `%s` %s", self._job, call.target, why, extra={"action": "function_ended"})
         return code, is_overdue or code == -signal.SIGPROF, why
 
     async def _started(self) -> asyncio.subprocess.Process:
@@ -220,7 +221,8 @@ class FunctionProcess(Functions):
         except (TimeoutError, ValueError, EOFError, OSError) as error:
             why = _named(code) if (code := await self._end()) is not None else f"{error}"
             self._ended += 1
-            self.trouble = f"the process for its Python functions does not start, or not answer as before: {why}"
+            what = "does not start, or no longer answers a call that it has answered"
+            self.trouble = f"the process for its Python functions {what}: {why}"
             raise FunctionError(
                 f"The process for Python functions of the job `{self._job}` does not start: {why}.",
                 "It imports them, and calls them with events that they have had. Does that end it, wait for something, "
@@ -231,6 +233,7 @@ class FunctionProcess(Functions):
             raise
         if reply.why:
             await self._end()
+            self._ended, self.trouble = self._ended + 1, reply.why
             raise FunctionError(reply.why, reply.hint)
         return process
 
@@ -265,11 +268,12 @@ class FunctionProcess(Functions):
         while process.returncode is None:
             await asyncio.sleep(TICK)
             asked, now, status = self._under_way, *_state_of(process.pid)
+            self._is_stopped = asked is not None and status == psutil.STATUS_STOPPED
             if asked is not seen:
                 idle = 0.0
-            elif asked is not None and status == psutil.STATUS_STOPPED:
+            elif self._is_stopped:
                 self.trouble = f"the process {process.pid} for its Python functions is stopped (SIGSTOP)"
-            elif asked is not None and status in (psutil.STATUS_SLEEPING, psutil.STATUS_IDLE) and now == used:
+            elif asked is not None and status in _WAITING and now == used:
                 idle += TICK
                 if idle >= asked.seconds:
                     asked.is_overdue = True
@@ -285,7 +289,11 @@ class FunctionProcess(Functions):
         if self._watching is not None:
             self._watching.cancel()
         _kill(process)
-        return await asyncio.shield(process.wait())
+        try:
+            async with asyncio.timeout(_END_SECONDS):
+                return await asyncio.shield(process.wait())
+        except TimeoutError:  # it waits for a disk that is gone, where no signal ends it
+            return None
 
 
 def _environment() -> dict[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gridscore.errors import FunctionError
 from gridscore.features.program import Program, returned_by
-from gridscore.function_calls import Answer, Call, Failure, answered, resolved, version_of
+from gridscore.function_calls import Answer, Call, Failure, answered, distribution_of, resolved
 from gridscore.job.check import compile_features
 from gridscore.job.types import Type
 
@@ -197,4 +197,4 @@ def _array(column: Any, node: Node) -> NDArray[Any]:
 def whereabouts(target: str) -> str:
     """Where a function is, as far as that is known without running code of it."""
     module = target.partition(":")[0].partition(".")[0]
-    return version_of(target) or ("installed here" if util.find_spec(module) else "not installed here")
+    return distribution_of(target) or ("installed here" if util.find_spec(module) else "not installed here")

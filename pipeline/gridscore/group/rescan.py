@@ -239,7 +239,7 @@ class Losses:
             self._fail(
                 EventsLostError(
                     f"The journal of partition {partition} of `{self._subscription.map}` has begun again: its map has "
-                    f"lost writes, and `{self._name}` says `on_loss: halt`.",
+                    f"lost writes or was destroyed, and `{self._name}` says `on_loss: halt`.",
                     f"{self._subscription.again} reads what the journal has now; give the map a backup-count.",
                 )
             )

@@ -77,7 +77,10 @@ NOT_KEPT = frozenset(
 
 _BYTE_ARRAY = -12
 _GONE = b""
-_NOT_THERE = "nothing is left of it there: the place was emptied, or has another backup now"
+_NOT_THERE = (
+    "nothing is left of its points there: the place was emptied, or has another backup now. Once you know why, "
+    "`gridscore backup --forget PLACE` ends this"
+)
 _AT_ONCE = 10_000  # entries of a map that are read in one message
 _PAGE = 1_000
 _MOST_STAGES = 20

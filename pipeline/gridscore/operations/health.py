@@ -499,12 +499,15 @@ def _models(now: JobStatus) -> list[Finding]:
 
 def _functions(now: JobStatus) -> list[Finding]:
     """Python functions that workers may not call, or that do not get on."""
-    advice = "The events wait, and workers try again by themselves. A worker calls what --allow-python names."
+    advice = (
+        "Workers try again by themselves, and call what --allow-python names. Events that a function was given up for "
+        f"are dead letters: `gridscore dead-letters list {now.record.name}`."
+    )
     found = []
     for error in now.function_errors:
         mine = [each for each in now.figures.values() if each.function_error == error]
-        who = count_text(len(mine), "worker does", "workers do")
-        found.append(problem("functions", f"{who} not get on with its Python functions: {error}", advice))
+        who = count_text(len(mine), "worker")
+        found.append(problem("functions", f"{who} cannot call its Python functions: {error}", advice))
     return found
 
 

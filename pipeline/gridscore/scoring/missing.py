@@ -133,22 +133,28 @@ class MissingResults:
         self._has_looked = True
 
     async def _are_gone(self) -> bool:
-        for name, has_entries in ((self._job.results, False), (self._job.events, True)):
-            if bool(await transport.map_size(self._grid.client, name)) is not has_entries:
-                return False
-        return True
+        client, job = self._grid.client, self._job
+        return not await transport.map_size(client, job.results) and bool(await transport.map_size(client, job.events))
 
     async def follow(self) -> None:
-        """The same whenever somebody destroys the result map."""
+        """Whenever the result map is destroyed, ask for a rescan of the partitions that are held."""
         if not self._has_looked:
             await registered(self._grid, self._look)
         destroyed = asyncio.Event()
         stop = await registered(self._grid, lambda: self._grid.on_destroyed(self._job.results, destroyed.set))
         try:
-            while self._may_search:
+            while True:
                 await destroyed.wait()
                 await asyncio.sleep(DESTROYED_SECONDS)
                 destroyed.clear()
+                if not self._may_search:
+                    text = (
+                        "%s: the results in `%s` are gone. The job did not begin at the oldest event, so nothing is "
+                        "scored again by itself: `gridscore restart %s --from oldest` scores what the journal has"
+                    )
+                    name = self._job.name
+                    _log.warning(text, name, self._job.results, name, extra={"action": "results_gone"})
+                    continue
                 await registered(
                     self._grid, lambda: self._ask([p for p in self._group.held if self._group.acknowledged_to(p)])
                 )
