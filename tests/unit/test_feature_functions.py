@@ -323,8 +323,15 @@ def test_a_function_is_a_feature_of_the_job_and_of_its_definitions():
         ("{expression: amount, python: 'a:b', of: [amount]}", "give an `expression` or `python`, not both"),
         ("{expression: amount, of: [amount]}", "`of` is for `python`"),
         ("{python: 'a:b'}", "`python` needs what the function takes: `of: [amount, country]`"),
-        ("{python: 'a.b:c.d', of: [amount]}", "`a.b:c.d` is no Python function: write `package.module:function`"),
-        ("{python: 'system', of: [amount]}", "`system` is no Python function: write `package.module:function`"),
+        (
+            "{python: 'a.b:c.d', of: [amount]}",
+            "`a.b:c.d` is not a Python function of a module: write",
+        ),
+        ("{python: '__main__:f', of: [amount]}", "`__main__:f` is not a Python function of a module"),
+        (
+            "{python: 'system', of: [amount]}",
+            "`system` is not a Python function of a module: write `package.module:function`",
+        ),
         ("{python: 'os:system', of: [amount], cpu: 301s}", "`cpu: 301s`: a call may use 300 s at most"),
         ("{expression: amount, cpu: 5s}", "`cpu` is for `python`"),
         (
@@ -915,4 +922,4 @@ def test_job_check_says_what_is_here(tmp_path):
     assert "can be called here" in allowed
     assert "No module named 'a_module_that_is_not_there'" in " ".join(allowed.split())
     wrong = CliRunner().invoke(_commands("job"), ["job", "check", str(path), "--allow-python", "acme;pricing"])
-    assert "no name of a module" in str(wrong.exception or wrong.output)
+    assert "not the name of a module" in str(wrong.exception or wrong.output)

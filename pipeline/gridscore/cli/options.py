@@ -124,11 +124,16 @@ def modules_in(text: str | None) -> list[str]:
     """The modules that an option names.
 
     Raises:
-        UsageError: One is no module's name.
+        UsageError: One is not the name of a module.
     """
     found = [name for name in map(str.strip, (text or "").split(",")) if name]
-    if wrong := [name for name in found if not all(map(str.isidentifier, name.split(".")))]:
-        raise UsageError(f"--allow-python: `{wrong[0]}` is no name of a module.", "As in --allow-python acme.features")
+    if not found:
+        return []
+    from gridscore.job.types import MODULE
+
+    if wrong := [name for name in found if not re.fullmatch(MODULE, name)]:
+        text = f"--allow-python: `{wrong[0]}` is not the name of a module."
+        raise UsageError(text, "As in --allow-python acme.features")
     return found
 
 

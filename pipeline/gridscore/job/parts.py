@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 
 from gridscore.job.types import (
     MAX_FEATURES,
+    MODULE,
     Duration,
     FeatureName,
     JobName,
@@ -117,12 +118,12 @@ class Window(Strict):
 
 
 def _target(value: str) -> str:
-    if not _TARGET.fullmatch(value):
-        raise ValueError(f"`{value}` is no Python function: write `package.module:function`")
+    if not _TARGET.fullmatch(value) or value.startswith("__main__:"):
+        raise ValueError(f"`{value}` is not a Python function of a module: write `package.module:function`")
     return value
 
 
-_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+_TARGET = re.compile(rf"{MODULE}:[A-Za-z_]\w*", re.ASCII)
 _MOST_SECONDS = 300.0
 
 

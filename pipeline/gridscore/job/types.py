@@ -113,7 +113,8 @@ def seconds_of(duration: str) -> float:
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_name)]
 # The name of a feature; those that are a :data:`Name` as well can be used in expressions.
 FeatureName = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_feature_name)]
-ModuleName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]
+MODULE = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
+ModuleName = Annotated[str, Field(min_length=1, max_length=200, pattern=rf"^{MODULE}$")]
 # The name of a map in the cluster.
 MapName = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_map_name)]
 # The name of a job or a model.
