@@ -75,7 +75,7 @@ async def main() -> None:
             LeashedProcess("gridscore.cli", ["serve", "--port", "0", *at], bed.folder / "serve.log") as ours,
             LeashedProcess("benchmarks.systems.http_server", [str(bed.files)], bed.folder / "fastapi.log") as theirs,
         ):
-            address, port = await _said(ours, r"Serving at (\S+)"), await _said(theirs, r"port (\d+)")
+            address, port = await said(ours, r"Serving at (\S+)"), await said(theirs, r"port (\d+)")
             addresses = {
                 "gridscore serve": f"{address}/score/{bed.work.job.name}",
                 "FastAPI": f"http://127.0.0.1:{port}/score",
@@ -118,7 +118,7 @@ def _wrk(address: str, script: Path, connections: int, seconds: int) -> Figures:
     return Figures(float(rate), times["50"], times["99"])
 
 
-async def _said(process: LeashedProcess, pattern: str) -> str:
+async def said(process: LeashedProcess, pattern: str) -> str:
     deadline = time.monotonic() + _WAIT_SECONDS
     while (found := re.search(pattern, process.log_file.read_text(encoding="utf-8"))) is None:
         if process.exit_code is not None or time.monotonic() > deadline:
