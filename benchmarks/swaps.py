@@ -16,6 +16,8 @@ import json
 import os
 import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -27,7 +29,7 @@ import numpy as np
 import typer
 import xgboost as xgb
 
-from benchmarks.crew import Crew
+from benchmarks.crew import Crew, where
 from benchmarks.features import Work as ByHand
 from benchmarks.work import WORKS
 from gridscore.cli.output import errors, print_json, print_table, run
@@ -275,21 +277,31 @@ class _Bench:
             fits |= held & ((step.variants(draws) > 0) == theirs)
         return int((~fits & (found.version[rows.start : rows.stop] > 0)).sum())
 
+    async def _move(self, version: int) -> None:
+        """Promote a version by a command that gives way to all others: its gates may not hold up the load."""
+        settings = self.client.grid.settings
+        words = ["model", "promote", NAME, "--version", str(version), *where(settings.cluster_name, settings.members)]
+        # Trees of 100 MB are of noise, which the gate would stop.
+        words += ["--override", "only its size matters"]
+        command = ["nice", "-n", "19", sys.executable, "-m", "gridscore.cli", *words]
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL)
+        if await process.wait():
+            raise GridscoreError(f"Version {version} could not be promoted.")
+
     async def pairs(self, versions: tuple[int, int], blocks: int, seconds: float) -> list[list[tuple[int, int, bool]]]:
         """Blocks with a swap in their middle and without, in turn; returns begin, end, and which, in milliseconds."""
-        made, why = [], "only their size matters"  # trees of 100 MB are of noise, which the gate would stop
-        await self.client.promote_model(NAME, versions[0], override=why)
+        made = []
+        await self._move(versions[0])
         async with self._loaded():
             await asyncio.sleep(seconds)
             for number in range(2 * blocks):
                 swapped = number % 4 in (1, 2)  # without, with; with, without
                 self.say(f"block {number + 1} of {2 * blocks}")
                 begun = time.time()
-                await asyncio.sleep(seconds / 2)
-                if swapped:
-                    now = (await self.client.models.aliases(NAME))["champion"]
-                    await self.client.promote_model(NAME, sum(versions) - now, override=why)
-                await asyncio.sleep(max(0.0, begun + seconds - time.time()))
+                await asyncio.sleep(seconds / 4)
+                now = (await self.client.models.aliases(NAME))["champion"]
+                await self._move(sum(versions) - now if swapped else now)
+                await asyncio.sleep(max(seconds / 4, begun + seconds - time.time()))
                 made.append((int(begun * 1_000), int(time.time() * 1_000), swapped))
         return [made[at : at + 2] for at in range(0, len(made), 2)]
 
@@ -316,7 +328,7 @@ def main(
     rollbacks: Annotated[int, typer.Option(min=1, max=1_000)] = 10,
     every: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds between them.")] = 1.0,
     pairs: Annotated[int, typer.Option(min=0, max=100, help="Of blocks with and without a swap.")] = 6,
-    seconds: Annotated[float, typer.Option(min=1, max=60, help="That a block lasts.")] = 4.0,
+    seconds: Annotated[float, typer.Option(min=1, max=60, help="That a block lasts.")] = 8.0,
     large: Annotated[bool, typer.Option(help="Also between versions of about 100 MB.")] = True,
     heap: Annotated[str, typer.Option(help="Of each member.")] = "3g",
     as_json: Annotated[bool, typer.Option("--json")] = False,
@@ -346,7 +358,7 @@ def main(
                 blocks = {"small": await bench.pairs((1, 2), pairs, seconds)} if pairs else {}
                 if large and pairs:
                     say("training large versions")
-                    both = [await bench.push(seed, trees=16, depth=20) for seed in (21, 22)]
+                    both = [await bench.push(seed, trees=80, depth=20) for seed in (21, 22)]
                     report["large_mb"] = [len(bench.boosters[v].save_raw("ubj")) / 1e6 for v in both]
                     blocks["large"] = await bench.pairs((both[0], both[1]), pairs, seconds)
                 found = await bench.results()
