@@ -16,6 +16,7 @@ import pandas as pd
 import psutil
 import pytest
 import xgboost as xgb
+from serving import booster, client, serving
 from typer.testing import CliRunner
 
 import gridscore
@@ -38,6 +39,7 @@ from gridscore.models import loaded_from
 from gridscore.models.fit import fit_warnings
 from gridscore.scoring.rehearsal import Given, Rehearsal, page_of_texts
 from gridscore.scoring.window_states import HistoryStates
+from gridscore.testing import StubCluster
 
 MODULE = """
 import os, sys, time
@@ -864,6 +866,30 @@ def test_a_history_with_windows_has_no_row_that_fails():
 
 
 # ---------------------------------------------------------------------- what people see
+
+
+async def test_a_server_says_as_long_as_it_lasts_that_a_function_cannot_be_called(tmp_path, monkeypatch):
+    monkeypatch.setenv("MARK", str(mark := tmp_path / "mark"))
+    async with StubCluster(partitions=4) as cluster:
+        gridscore = await cluster.client()
+        await gridscore.push_model(booster(features=("x",)), "m", alias="champion")
+        await gridscore.submit(one("broken"))
+        async with serving(cluster, "j", allow_python=("acme_pricing",)) as server, client(server) as http:
+
+            async def scored():
+                return (await http.post("/score/j", json={"amount": 3.0})).status_code
+
+            async def problem():
+                (job,) = (await http.get("/jobs")).json()
+                return job["problem"]
+
+            assert (await scored(), await problem()) == (200, "")
+            mark.touch()
+            os.kill(server.jobs.live("j")._functions.pid, signal.SIGKILL)
+            assert await scored() == 503
+            assert "no longer answers a call that it has answered: SIGABRT" in await problem()
+            mark.unlink()
+            assert (await scored(), await problem()) == (200, "")
 
 
 def test_a_version_of_another_release_of_the_function_is_told(monkeypatch, tmp_path):

@@ -92,6 +92,11 @@ class LiveJob:
         return stats.lookup_error or stats.function_error or stats.model_error or "it is being loaded"
 
     @property
+    def trouble(self) -> str:
+        """Why its Python functions cannot be called, though it is asked; empty if they can."""
+        return "" if self._functions is None else self._functions.trouble
+
+    @property
     def waiting(self) -> int:
         """Events that wait to be scored."""
         return self._batches.waiting
@@ -248,10 +253,9 @@ class LiveJobs:
     def problem(self, name: str) -> str:
         """Why a job does not score requests; empty if it does."""
         try:
-            self.get(name)
+            return self.get(name).trouble
         except UnservedError as error:
             return error.message
-        return ""
 
     def live(self, name: str) -> LiveJob | None:
         """A job that scores, as `get`; None if it does not."""
