@@ -319,8 +319,8 @@ def _job(families: Families, name: str, runner: JobRunner, sizes: Mapping[str, i
 def _model(families: Families, prefix: str, stats: JobStats, **of: str) -> None:
     """The model in use, and the lookups."""
     families.show(f"{prefix}_model_version", "Version of the model in use; 0 if none.", stats.version, **of)
-    for field in ("model", "lookup"):
-        text = f"Whether a {field} is meant to be in use and cannot be loaded."
+    for field in ("model", "lookup", "function"):
+        text = f"Whether a {field} is meant to be in use and cannot be {'called' if field == 'function' else 'loaded'}."
         families.show(f"{prefix}_{field}_refused", text, float(bool(getattr(stats, f"{field}_error"))), **of)
     for lookup, copy in stats.copies.items():
         text = "Since a lookup's copy was known to be right."
