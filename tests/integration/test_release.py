@@ -196,7 +196,8 @@ async def test_commands_say_what_went_live_and_how_to_undo_it(cluster, unique, t
         )
         await client.jobs.suspend(name)
         back = json.loads(await said("rollback", name, "--json"))
-        assert back == {"name": name, "state": "SUSPENDED", "revision": 4, "changed": True, "version": 2}
+        moved = {"name": name, "state": "SUSPENDED", "revision": 4, "changed": True}
+        assert back == {**moved, "version": 2, "model": name}
         assert f"\nIt is suspended: `gridscore resume {name}` starts it.\n" in await said("rollback", name)
         await client.cancel(name)
         refused = await scoring.command(cluster, "rollback", name)

@@ -4,14 +4,12 @@ import asyncio
 import base64
 import json
 import time
-from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
 from hazelcast.core import HazelcastJsonValue
 from test_bad_records import put_raw
 
-from gridscore.cli.dead_letters import _remove
 from gridscore.dead_letters import writer as letter_writer
 from gridscore.dead_letters.letters import DeadLetter, encode, list_letters, map_of, walk_letters
 from gridscore.dead_letters.writer import LetterWriter, Limits
@@ -451,19 +449,15 @@ results: results.payments
 """
 
 
-async def test_a_purge_does_not_acknowledge_events_that_have_no_dead_letter(monkeypatch):
+async def test_a_purge_does_not_acknowledge_events_that_have_no_dead_letter():
     async with StubCluster(partitions=5) as cluster:
         grid = await cluster.connect("user")
         await Jobs(grid).submit(parse_job(JOB, "test"))
         lease = msgspec.structs.replace(NOBODY, epoch=1, offset=9, renewals=1, unkept=7)
         await put_raw(grid, LEASES_MAP, lease_key("payments", 2, 5), json_data(encode_lease(lease)))
-
-        @asynccontextmanager
-        async def connected(*_):
-            yield grid
-
-        monkeypatch.setattr("gridscore.cli.dead_letters.working", connected)
+        job = parse_job(JOB, "test")
         for with_events in (False, True):
-            await _remove("payments", ALL, (None, None, None), with_events=with_events)
+            async for _ in remove(grid, "payments", ALL, job=job, with_events=with_events):
+                pass
             # They are in the event map still: until an audit has found them, it is nobody's place to say so.
             assert (await job_status(grid, await Jobs(grid).get("payments"))).acknowledged == {}

@@ -79,7 +79,7 @@ def test_each_field_is_an_option():
     assert settings.secret.get_secret_value() == "s"
     assert (settings.every, settings.start, settings.tls, settings.port) == ("2m", "latest", False, 7)
     assert (settings.place, settings.max_wait) == (Path("some/file"), "30s")
-    assert connection == (["h:5701"], "c", None)
+    assert connection == (["h:5701"], "c", None, None)
 
 
 def test_what_is_not_given_is_left_to_the_model():
